@@ -1,0 +1,92 @@
+"""Methods without a joint loss: one branch (encoder and linear head) a modality, each trained alone first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from balancebench_udi.config import Options, option
+from balancebench_udi.strategy import Batch, Output, Phase, Strategy, Task
+
+
+@dataclass(frozen=True)
+class BranchOptions(Options):
+    """Options of every method that trains its modalities alone first."""
+
+    checkpoint: str = option(
+        "best_val",
+        "weights a branch is left with: of its best validation epoch or of the last",
+        source="UDI, core methods 6.3 (our reading)",
+        choices=("best_val", "last"),
+    )
+
+
+class BranchStrategy(Strategy):
+    """Base: phase m < M trains branch m alone with cross-entropy; ``alone`` reads the branches' own heads.
+
+    These phases are the same in every subclass with the same checkpoint rule, so they are trained once and reused.
+    Features come from ``model.encoders``, classifiers from ``heads``; the model's own fusion is not used.
+    """
+
+    family = "none"
+    Options = BranchOptions
+
+    def setup(self, task: Task) -> None:
+        super().setup(task)
+        self.heads = task.make_heads()
+
+    @property
+    def modalities(self) -> list[str]:
+        return self.task.modalities
+
+    def is_branch(self, m: str, name: str) -> bool:
+        """Whether the tensor ``name`` belongs to branch m."""
+        return name.startswith((f"model.encoders.{m}.", f"heads.{m}."))
+
+    def phase(self, index: int) -> Phase | None:
+        """Branch ``index``, alone, for the run's epochs."""
+        if index >= len(self.modalities):
+            return None
+        m = self.modalities[index]
+        return Phase(
+            f"alone/{m}",
+            self.task.epochs,
+            trainable=lambda name: self.is_branch(m, name),
+            modalities=(m,),
+            keep=self.options.checkpoint,
+            shared=f"alone/{m}",
+        )
+
+    def branch(self, m: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Features ``[B, D_m]`` and logits ``[B, C]`` of branch m."""
+        features = self.model.encode({m: inputs[m]})[m]
+        return features, self.heads[m](features)
+
+    def alone(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {m: self.heads[m](f) for m, f in features.items()}
+
+    def shares(self, features: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """The fused logits are the sum of the branches' logits, so every branch's logits are its share."""
+        return self.alone(features)
+
+    def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Sum of the logits of the branches whose features are given."""
+        return torch.stack(list(self.alone(features).values())).sum(0)
+
+    def validation(self, m: str) -> tuple[Tensor, Tensor]:
+        """Accuracy and mean predictive entropy (nats) of branch m on the validation split; device scalars."""
+
+        def probe(batch: Batch) -> dict[str, Any]:
+            log_p = F.log_softmax(self.branch(m, batch.inputs)[1], 1)
+            return {"hit": log_p.argmax(1) == batch.target, "entropy": -(log_p.exp() * log_p).sum(1)}
+
+        seen = self.task.collect(probe, "val", modalities=(m,))
+        return seen["hit"].float().mean(), seen["entropy"].mean()
+
+    def loss(self, output: Output, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return F.cross_entropy(output.logits, batch.target), {}

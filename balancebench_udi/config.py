@@ -1,0 +1,138 @@
+"""Typed, validated options: one frozen dataclass for a method, a dataset, an optimiser.
+
+A field is declared with :func:`option`, which keeps its meaning and the provenance of its default beside it::
+
+    @dataclass(frozen=True)
+    class Config(Options):
+        alpha: float = option(0.8, "strength of the modulation", source="official code, CREMA-D", at_least=0)
+
+Values may arrive as text (``--set ogm.alpha=0.5``) or from YAML; both are coerced to the declared type, so that
+``1``, ``1.0`` and ``"1"`` are the same run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from balancebench_udi.errors import UserError, near_misses
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    source: str,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+) -> Any:
+    """A dataclass field with its meaning, the source of its default (paper / official code / ours) and its bounds."""
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "choices": choices}
+    return field(default=default, metadata={"doc": doc, "source": source, **bounds})
+
+
+@dataclass(frozen=True)
+class Options:
+    """Base of every set of options: coerces and validates on construction.
+
+    Raises:
+        UserError: a value of the wrong type or outside its bounds.
+    """
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for f in dataclasses.fields(self):
+            value = _coerce(f.name, getattr(self, f.name), hints[f.name])
+            _check(f.name, value, f.metadata)
+            object.__setattr__(self, f.name, value)
+
+    @classmethod
+    def build(cls, owner: str, values: Mapping[str, Any]) -> Self:
+        """The options of ``owner`` (``"ogm"``) with ``values`` set and the rest at their defaults.
+
+        Raises:
+            UserError: an unknown option (with near misses) or a bad value.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                hint = near_misses(name, known) if known else "; it has none"
+                raise UserError(f"{owner} has no option {name!r}{hint}")
+        try:
+            return cls(**values)
+        except UserError as error:
+            raise UserError(f"{owner}.{error}") from None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every option with its value, as JSON types."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def describe(cls) -> list[tuple[str, Any, str, str]]:
+        """(name, default, meaning, source of the default) of every option."""
+        return [
+            (f.name, f.default, f.metadata.get("doc", ""), f.metadata.get("source", ""))
+            for f in dataclasses.fields(cls)
+        ]
+
+
+def _coerce(name: str, value: Any, hint: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if type(None) in arguments:  # "X | None"
+        if value is None or (isinstance(value, str) and value.lower() in {"none", "null"}):
+            return None
+        (hint,) = (a for a in arguments if a is not type(None))
+        return _coerce(name, value, hint)
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            raise UserError(f"{name} must be a list, found {value!r}")
+        return tuple(_coerce(name, item, arguments[0]) for item in items)
+    if hint is bool:
+        text = str(value).lower()
+        if text in {"true", "1", "yes", "on"}:
+            return True
+        if text in {"false", "0", "no", "off"}:
+            return False
+        raise UserError(f"{name} must be true or false, found {value!r}")
+    try:
+        if hint is int:
+            if isinstance(value, bool) or float(value) != int(float(value)):
+                raise ValueError
+            return int(float(value))
+        if hint is float:
+            if isinstance(value, bool):
+                raise ValueError
+            return float(value)
+    except (TypeError, ValueError, OverflowError):
+        kind = "a whole number" if hint is int else "a number"
+        raise UserError(f"{name} must be {kind}, found {value!r}") from None
+    if hint is str:
+        return str(value)
+    raise TypeError(f"option {name}: the type {hint} is not supported")
+
+
+def _check(name: str, value: Any, bounds: Mapping[str, Any]) -> None:
+    choices = bounds.get("choices")
+    if choices is not None and value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(map(str, choices))}, found {value}")
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{name} must be a number, found nan")
+    for key, words, holds in (
+        ("at_least", ">=", lambda v, b: v >= b),
+        ("above", ">", lambda v, b: v > b),
+        ("at_most", "<=", lambda v, b: v <= b),
+    ):
+        bound = bounds.get(key)
+        values = value if isinstance(value, tuple) else (value,)
+        for one in values:
+            if bound is not None and one is not None and not holds(one, bound):
+                raise UserError(f"{name} must be {words} {bound}, found {one}")

@@ -1,0 +1,1 @@
+"""Datasets: reading, checking and splitting; see :mod:`balancebench_udi.data.base`."""

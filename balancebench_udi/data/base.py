@@ -1,0 +1,200 @@
+"""What a dataset is to the rest of the library: three splits of aligned modalities, already in memory or mapped.
+
+A dataset is a class with an ``Options`` dataclass and one method, :meth:`Dataset.load`. It reads files, checks them,
+and returns a :class:`Bundle`. Nothing in it knows about methods, encoders' weights or training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from balancebench_udi.config import Options as AnyOptions
+from balancebench_udi.errors import UserError
+from balancebench_udi.seeding import generator
+
+Transform = Callable[[Tensor, torch.Generator | None], Tensor]
+"""``(stored batch on the device, generator or None) -> float batch``. With a generator the batch is augmented."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The transform of data that is not augmented: ``stored.float() * scale + shift``, per channel (dimension 1)."""
+
+    scale: tuple[float, ...] = (1.0,)
+    shift: tuple[float, ...] = (0.0,)
+
+    @classmethod
+    def normalise(cls, mean: tuple[float, ...], std: tuple[float, ...], peak: float = 255.0) -> Affine:
+        """``(stored / peak - mean) / std``: torchvision's ToTensor and Normalize in one multiply-add."""
+        scale = tuple(1.0 / (peak * s) for s in std)
+        return cls(scale, tuple(-m / s for m, s in zip(mean, std, strict=True)))
+
+    def __call__(self, stored: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        values = stored.to(torch.float32)
+        if self.scale == (1.0,) and self.shift == (0.0,):
+            return values
+        shape = [1, len(self.scale)] + [1] * (values.dim() - 2)
+        scale = torch.tensor(self.scale, device=values.device).view(shape)
+        shift = torch.tensor(self.shift, device=values.device).view(shape)
+        return torch.addcmul(shift, values, scale)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: ``inputs[m]`` is ``[N, ...]`` in its stored type, ``target`` is ``[N]`` int64, rows aligned."""
+
+    inputs: Mapping[str, Tensor]
+    target: Tensor
+
+    def __post_init__(self) -> None:
+        n = len(self.target)
+        for m, values in self.inputs.items():
+            if len(values) != n:
+                raise UserError(f"modality {m} must have one row a sample ({n}), found {len(values)}")
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def take(self, index: Tensor) -> Split:
+        """The rows ``index``, in that order."""
+        return Split({m: values[index] for m, values in self.inputs.items()}, self.target[index])
+
+
+@dataclass(frozen=True)
+class Modality:
+    """How one modality is presented to the networks.
+
+    Attributes:
+        kind: ``vector [D]``, ``sequence [T, D]``, ``digit [C, H, W]``, ``spectrogram [1, F, T]``,
+            ``frames [3, T, H, W]`` or ``flow [2, T, H, W]``; decides which encoders fit.
+        shape: shape of one transformed sample, without the batch dimension.
+        encoder: name of the encoder a protocol gets unless it names another.
+        transform: from the stored batch to the float batch, on the device.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    encoder: str
+    transform: Transform = field(default_factory=Affine)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded dataset.
+
+    Attributes:
+        modalities: name -> :class:`Modality`, in the order of fusion.
+        classes: names of the classes; targets index into it.
+        fingerprint: 12 hex digits over the source's bytes and everything that was done to them.
+        facts: anything worth keeping beside a record (``generated``, Bayes accuracies, counts), JSON types.
+    """
+
+    modalities: Mapping[str, Modality]
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    fingerprint: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("train", "val", "test"):
+            split = getattr(self, name)
+            if len(split) == 0:
+                raise UserError(f"the {name} split must hold at least one sample, found none")
+            if set(split.inputs) != set(self.modalities):
+                raise UserError(f"the {name} split must hold {sorted(self.modalities)}, found {sorted(split.inputs)}")
+            low, high = int(split.target.min()), int(split.target.max())
+            if low < 0 or high >= len(self.classes):
+                raise UserError(f"targets must lie in 0..{len(self.classes) - 1}, found {low}..{high} in {name}")
+
+    def split(self, name: str) -> Split:
+        """``train``, ``val`` or ``test``."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+
+class Dataset:
+    """Base of every dataset: a name, options and ``load``.
+
+    Attributes:
+        name: as on the command line.
+        version: raised when what it loads changes.
+        reference: who published it.
+        needs: what must lie below ``--data-root``, and where to get it; empty for embedded data.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    reference: ClassVar[str]
+    needs: ClassVar[str] = ""
+    Options: ClassVar[type[AnyOptions]] = AnyOptions
+
+    def __init__(self, options: AnyOptions | None = None) -> None:
+        self.options: Any = options if options is not None else self.Options()
+
+    def load(self, root: Path | None) -> Bundle:
+        """Read, check and prepare the data.
+
+        Args:
+            root: the user's ``--data-root``; ``None`` where none was given.
+
+        Raises:
+            UserError: absent or damaged files, with what was expected and how to get it.
+        """
+        raise NotImplementedError
+
+
+def require_root(dataset: Dataset, root: Path | None) -> Path:
+    """``root``, or the sentence that tells the user to give one."""
+    if root is None:
+        raise UserError(f"dataset {dataset.name} needs --data-root DIR with {dataset.needs}; none was given")
+    if not root.is_dir():
+        raise UserError(f"--data-root must be a folder with {dataset.needs}; {root} is not a folder")
+    return root
+
+
+def fingerprint(parameters: Mapping[str, Any], *parts: bytes | np.ndarray | Tensor) -> str:
+    """12 hex digits of SHA-256 over canonical JSON of ``parameters`` and the raw bytes of ``parts``.
+
+    Give it integer data and source bytes, never the result of float arithmetic, which differs between machines.
+    """
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, separators=(",", ":")).encode())
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part.numpy()
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype.str}{part.shape}".encode())
+            part = np.ascontiguousarray(part).tobytes()
+        digest.update(part)
+    return digest.hexdigest()[:12]
+
+
+def stratified_holdout(target: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split ``range(N)`` into (kept, held out) with about ``share`` of every class held out, at least one a class.
+
+    Returns:
+        Two sorted int64 index tensors, disjoint, together everything.
+    """
+    if not 0.0 < share < 1.0:
+        raise UserError(f"the share of validation samples must lie between 0 and 1, found {share}")
+    stream = generator(seed, "holdout")
+    held = []
+    for c in torch.unique(target):
+        rows = torch.nonzero(target == c).flatten()
+        if len(rows) < 2:
+            raise UserError(f"every class needs at least 2 samples to hold some out, found {len(rows)} of class {c}")
+        count = min(max(1, round(share * len(rows))), len(rows) - 1)
+        held.append(rows[torch.randperm(len(rows), generator=stream)[:count]])
+    held_out = torch.cat(held).sort().values
+    mask = torch.ones(len(target), dtype=torch.bool)
+    mask[held_out] = False
+    return torch.nonzero(mask).flatten(), held_out

@@ -1,0 +1,186 @@
+"""Encoders: from one modality's float batch to a feature vector ``[B, D]``.
+
+All start from the same scheme (:func:`initialise`), so that methods differ in their training rule only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from balancebench_udi.config import Options, option
+from balancebench_udi.errors import UserError, near_misses
+
+
+def initialise(module: nn.Module) -> None:
+    """The OGM-GE scheme: Linear Xavier normal, Conv Kaiming normal (fan_out, relu), batch norm 1, biases 0."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_normal_(part.weight)
+        elif isinstance(part, nn.Conv2d | nn.Conv1d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) and part.affine:
+            nn.init.ones_(part.weight)
+        else:
+            continue
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
+
+
+class Encoder(nn.Module):
+    """Base: ``forward(x [B, ...]) -> [B, features]``."""
+
+    features: int
+    image: bool = False
+    """True where the network is made of 2-D convolutions: then channels_last pays."""
+
+
+class ResNet18(Encoder):
+    """ResNet-18 without its classifier, pooled after the backbone (Peng et al., CVPR 2022, official code).
+
+    ``[B, C, H, W]`` is averaged over space; ``[B, C, T, H, W]`` is encoded frame by frame and averaged over space and
+    time. The first convolution takes the modality's channels: 1 for a spectrogram, 3 for frames, 2 for optical flow.
+    """
+
+    features = 512
+    image = True
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        net = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=1)
+        if shape[0] != 3:
+            net.conv1 = nn.Conv2d(shape[0], 64, kernel_size=7, stride=2, padding=3, bias=False)
+        net.fc = nn.Identity()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 4:
+            return self.net(x)
+        batch, _, frames = x.shape[:3]
+        return self.net(x.transpose(1, 2).flatten(0, 1)).view(batch, frames, -1).mean(1)
+
+
+class DigitNet(Encoder):
+    """The four-convolution network of PMR's coloured-and-gray MNIST (Fan et al., CVPR 2023, official code).
+
+    ``[B, C, H, W] -> [B, 512]``. Its 7x7 average over the last map is a global average here: the same at 28x28, and it
+    lets other image sizes in.
+    """
+
+    features = 512
+    image = True
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.BatchNorm2d(shape[0]),
+            nn.Conv2d(shape[0], 32, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            nn.Conv2d(32, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.ReLU(),
+        )
+        self.out = nn.Linear(64, self.features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.body(x).mean((2, 3)))
+
+
+@dataclass(frozen=True)
+class MLPOptions(Options):
+    """Size of :class:`MLP`."""
+
+    width: int = option(128, "width of the hidden and of the feature layer", source="ours", at_least=1)
+    depth: int = option(2, "number of linear layers", source="ours", at_least=1)
+
+
+class MLP(Encoder):
+    """Feature vectors ``[B, D]`` (or anything flat) through ``depth`` linear layers with ReLU after each."""
+
+    def __init__(self, shape: tuple[int, ...], width: int, depth: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        size = shape.numel() if isinstance(shape, torch.Size) else int(torch.Size(shape).numel())
+        for _ in range(depth):
+            layers += [nn.Linear(size, width), nn.ReLU()]
+            size = width
+        self.body = nn.Sequential(*layers)
+        self.features = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x.flatten(1))
+
+
+@dataclass(frozen=True)
+class TemporalOptions(Options):
+    """Size of :class:`Temporal`."""
+
+    width: int = option(128, "number of channels", source="ours", at_least=1)
+
+
+class Temporal(Encoder):
+    """Sequences ``[B, T, D]`` through three dilated temporal convolutions with batch norm, averaged over time."""
+
+    def __init__(self, shape: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        size = shape[1]
+        for dilation in (1, 2, 4):
+            layers += [
+                nn.Conv1d(size, width, 3, padding=dilation, dilation=dilation, bias=False),
+                nn.BatchNorm1d(width),
+                nn.ReLU(),
+            ]
+            size = width
+        self.body = nn.Sequential(*layers)
+        self.features = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x.transpose(1, 2)).mean(2)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    make: Callable[..., Encoder]
+    kinds: tuple[str, ...]
+    options: type[Options] = Options
+
+
+_IMAGES = ("digit", "spectrogram", "frames", "flow")
+ENCODERS: dict[str, _Entry] = {
+    "resnet18": _Entry(ResNet18, _IMAGES),
+    "digit": _Entry(DigitNet, ("digit", "spectrogram")),
+    "mlp": _Entry(MLP, ("vector", *_IMAGES, "sequence"), MLPOptions),
+    "temporal": _Entry(Temporal, ("sequence",), TemporalOptions),
+}
+
+
+def encoder_options(name: str, kind: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The complete description ``{"name": ..., options}`` of an encoder, as a RunSpec holds it.
+
+    Raises:
+        UserError: unknown encoder, one that cannot read a modality of this kind, or a bad option.
+    """
+    if name not in ENCODERS:
+        raise UserError(f"there is no encoder called {name!r}{near_misses(name, ENCODERS)}")
+    entry = ENCODERS[name]
+    if kind not in entry.kinds:
+        raise UserError(f"encoder {name} reads {', '.join(entry.kinds)}; the modality is a {kind}: choose another")
+    return {"name": name, **entry.options.build(f"encoder {name}", values).as_dict()}
+
+
+def build_encoder(description: dict[str, Any], shape: tuple[int, ...]) -> Encoder:
+    """An initialised encoder from its description; draws from torch's global generator."""
+    options = {k: v for k, v in description.items() if k != "name"}
+    encoder = ENCODERS[description["name"]].make(tuple(shape), **options)
+    initialise(encoder)
+    return encoder

@@ -1,0 +1,160 @@
+"""Records on disk: written once, claimed while they are made, never half there.
+
+Layout below the results folder::
+
+    records/<dataset>/<method>/<key>.json    one finished run
+    failures/<key>.txt                       the traceback of a run that broke
+    claims/<key>.lock                        held by the process that works on it
+    checkpoints/<key>.pt                     where an interrupted run goes on
+    stages/<stage key>.pt                    finished phases that several methods share
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from balancebench_udi.errors import UserError
+from balancebench_udi.spec import RunSpec
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows has no flock: runs are then not protected against a second worker
+    fcntl = None  # type: ignore[assignment]
+
+
+class Store:
+    """The results folder ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def record_path(self, spec: RunSpec) -> Path:
+        return self.root / "records" / spec.dataset / spec.method / f"{spec.key}.json"
+
+    def checkpoint_path(self, spec: RunSpec) -> Path:
+        return self.root / "checkpoints" / f"{spec.key}.pt"
+
+    def failure_path(self, spec: RunSpec) -> Path:
+        return self.root / "failures" / f"{spec.key}.txt"
+
+    def stage_path(self, key: str) -> Path:
+        return self.root / "stages" / f"{key}.pt"
+
+    def load(self, spec: RunSpec) -> dict[str, Any] | None:
+        """The record of ``spec``, or None where it does not exist.
+
+        Raises:
+            UserError: a file that is not a record of this run.
+        """
+        path = self.record_path(spec)
+        if not path.exists():
+            return None
+        record = read_record(path)
+        if record["key"] != spec.key:
+            raise UserError(f"{path} must hold the record {spec.key}, found {record['key']}: delete it to train again")
+        return record
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Every record, in the order of the paths."""
+        for path in sorted((self.root / "records").glob("*/*/*.json")):
+            yield read_record(path)
+
+    def write(self, spec: RunSpec, record: dict[str, Any]) -> Path:
+        """Write ``record`` once: a file that is there already stays as it is."""
+        path = self.record_path(spec)
+        text = json.dumps(record, sort_keys=True, indent=1, allow_nan=False) + "\n"
+        with self._explained(path), _temporary(path) as (handle, temporary):
+            handle.write(text.encode())
+            _sync(handle)
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
+        self.failure_path(spec).unlink(missing_ok=True)
+        self.checkpoint_path(spec).unlink(missing_ok=True)
+        return path
+
+    def write_failure(self, spec: RunSpec, text: str) -> Path:
+        """Keep why a run broke; the next call tries it again."""
+        path = self.failure_path(spec)
+        self.replace(path, lambda handle: handle.write(text.encode()))
+        return path
+
+    def replace(self, path: Path, write: Callable[[BinaryIO], Any]) -> None:
+        """Replace ``path`` by what ``write(handle)`` writes, all or nothing."""
+        with self._explained(path), _temporary(path) as (handle, temporary):
+            write(handle)
+            _sync(handle)
+            os.replace(temporary, path)
+
+    @contextlib.contextmanager
+    def claim(self, spec: RunSpec) -> Iterator[bool]:
+        """True while this process holds ``spec``, False where another one does. A process that dies lets go."""
+        path = self.root / "claims" / f"{spec.key}.lock"
+        with self._explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = path.open("a")
+        with handle:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    if error.errno in (errno.EAGAIN, errno.EACCES):
+                        yield False
+                        return
+                    raise
+            yield True
+
+    @contextlib.contextmanager
+    def _explained(self, path: Path) -> Iterator[None]:
+        """Turn the operating system's refusals into a sentence."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                what = "the disk is full"
+            elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                what = "it is not writable"
+            elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+                what = "a file lies where a folder should be"
+            else:
+                raise
+            raise UserError(
+                f"{path} could not be written because {what}: choose another --out or make room; finished runs are kept"
+            ) from error
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """One record file.
+
+    Raises:
+        UserError: not JSON, or not a record.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+        record["key"], record["spec"], record["result"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} must be a record, found a damaged file ({error}): delete it to train again") from None
+    return record
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[tuple[BinaryIO, str]]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            yield handle, name
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def _sync(handle: BinaryIO) -> None:
+    handle.flush()
+    os.fsync(handle.fileno())

@@ -1,0 +1,424 @@
+"""Trains one run: phases, epochs, checkpoints, snapshots of the best epoch, evaluation at the end.
+
+The trainer owns batches, seeds, precision and time. It knows no method; a method knows it only as a ``Task``.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from balancebench_udi.data.base import Bundle
+from balancebench_udi.data.loader import Loader
+from balancebench_udi.errors import RunFailed, UserError
+from balancebench_udi.evaluation import evaluate
+from balancebench_udi.metrics.predictions import pack
+from balancebench_udi.nets.model import build_model
+from balancebench_udi.seeding import derive
+from balancebench_udi.spec import RunSpec, Schedule
+from balancebench_udi.store import Store
+from balancebench_udi.strategy import Phase, Strategy, Task
+
+Tick = Callable[[str, int], None]
+"""``tick(phase name, training steps done)``: called after every epoch, for the progress bar."""
+
+READINGS = ("last", "best_val", "best_test")
+
+
+@dataclass
+class Progress:
+    """Everything a run needs to go on after it was killed; plain values and CPU tensors only."""
+
+    phase: int = 0
+    epoch: int = 0
+    curves: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, list[float]] = field(default_factory=dict)
+    """Reading -> [score, epoch] of the current phase."""
+    snapshots: list[dict[str, Any]] = field(default_factory=list)
+    """A phase -> {reading: {"epoch": e, "tensors": {name: tensor}}}."""
+    costs: list[dict[str, Any]] = field(default_factory=list)
+    """A phase -> what it took; see :meth:`Trainer._cost`."""
+
+
+def schedule_factor(schedule: Schedule, progress: float) -> float:
+    """Learning-rate factor at ``progress`` in [0, 1): epochs done over epochs of the phase."""
+    if schedule.name == "step":
+        return schedule.factor if progress >= schedule.at - 1e-9 else 1.0
+    if schedule.name == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 1.0
+
+
+class Trainer:
+    """One run from its specification to its result.
+
+    Args:
+        spec: the run.
+        bundle: its dataset, loaded.
+        method: the class of its method.
+        options: the method's options.
+        device: where to train.
+        store: where checkpoints and shared phases live; None keeps nothing.
+        checkpoint_every: least seconds between two checkpoints; 0 writes one after every epoch.
+        tick: progress callback.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        bundle: Bundle,
+        method: type[Strategy],
+        options: Any,
+        device: torch.device,
+        store: Store | None = None,
+        checkpoint_every: float = 20.0,
+        tick: Tick = lambda phase, steps: None,
+    ) -> None:
+        self.spec = spec
+        self.store = store
+        self.checkpoint_every = checkpoint_every
+        self.tick = tick
+        self.device = device
+        shapes = {m: modality.shape for m, modality in bundle.modalities.items()}
+        autocast = {"fp32": None, "bf16": torch.bfloat16}[spec.precision]
+        model = build_model(
+            {m: dict(e) for m, e in spec.encoders.items()},
+            shapes,
+            spec.fusion,
+            len(bundle.classes),
+            spec.seed,
+            autocast,
+        ).to(device)
+        self.loader = Loader(bundle, device, spec.batch_size, spec.seed)
+        self.task = Task(spec, model, self.loader, shapes)
+        self.strategy = method(options)
+        self.strategy.setup(self.task)
+        self.strategy.to(device)
+        self.task._module = self.strategy
+        self.progress = Progress()
+        self._saved_at = time.monotonic()
+
+    # -- the whole run -----------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train what is left, evaluate, and return ``{"result": ..., "cost": ...}`` as JSON types.
+
+        Raises:
+            RunFailed: a loss or a score that is not finite.
+        """
+        optimizer_state = self._resume()
+        while (phase := self._phase()) is not None:
+            if optimizer_state is None and self._reuse(phase):
+                continue
+            self._train_phase(phase, optimizer_state)
+            optimizer_state = None
+        return self._outcome()
+
+    def _phase(self) -> Phase | None:
+        phase = self.strategy.phase(self.progress.phase)
+        if phase is not None:
+            self.task.phase = phase
+        return phase
+
+    def _train_phase(self, phase: Phase, optimizer_state: dict[str, Any] | None) -> None:
+        progress = self.progress
+        self._freeze(phase)
+        optimizer = self.task.optimizer = self.task.make_optimizer(
+            p for n, p in self.strategy.named_parameters() if phase.trainable(n) and not is_auxiliary(n)
+        )
+        if optimizer_state is not None:
+            optimizer.load_state_dict(optimizer_state)
+        else:
+            progress.epoch = 0
+            progress.best = {}
+            progress.snapshots.append({})
+            progress.costs.append(self._cost(phase))
+            with self._metered():
+                self.strategy.begin_phase()
+        schedule = Schedule(**self.spec.schedule)
+        for epoch in range(progress.epoch, phase.epochs):
+            lr = float(self.spec.optimizer["lr"]) * schedule_factor(schedule, epoch / phase.epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            self.task.epoch = epoch
+            with self._metered():
+                train = self._train_epoch(phase)
+            self._validate(phase, epoch, lr, train)
+            progress.epoch = epoch + 1
+            if epoch + 1 < phase.epochs:
+                self._checkpoint(optimizer)
+        self._close(phase)
+
+    def _train_epoch(self, phase: Phase) -> dict[str, float]:
+        torch.random.default_generator.manual_seed(
+            derive(self.spec.seed, "global", self.progress.phase, self.task.epoch)
+        )
+        strategy = self.strategy
+        self._modes(phase)
+        strategy.begin_epoch()
+        totals: dict[str, Tensor] = {}
+        seen = steps = 0
+        for batch in self.loader.train(
+            self.task.epoch, phase.modalities or self.task.modalities, strategy.sample_view()
+        ):
+            logs = strategy.step(batch)
+            for name, value in logs.items():
+                value = value * len(batch)
+                totals[name] = totals[name] + value if name in totals else value
+            seen += len(batch)
+            steps += 1
+        strategy.end_epoch()
+        means = {name: float(value) / seen for name, value in totals.items()}  # the epoch's only wait for the device
+        if not math.isfinite(means["loss"]):
+            raise RunFailed(
+                f"the training loss must stay finite, found {means['loss']} in epoch {self.task.epoch} of phase "
+                f"{phase.name} ({self.spec.method}, seed {self.spec.seed}): lower optimizer.lr (now "
+                f"{self.spec.optimizer['lr']}) or check the method's options"
+            )
+        self.tick(phase.name, steps)
+        return means
+
+    def _validate(self, phase: Phase, epoch: int, lr: float, train: dict[str, float]) -> None:
+        started = time.perf_counter()
+        progress = self.progress
+        seen = phase.monitor or phase.modalities or tuple(self.task.modalities)
+        splits = ["val", "test"] if self.spec.test_each_epoch else ["val"]
+        scores = {split: evaluate(self.strategy, self.loader, split, seen).scores for split in splits}
+        progress.curves.append({"phase": phase.name, "epoch": epoch, "lr": lr, "train": train, **scores})
+        tensors: dict[str, Tensor] | None = None
+        for reading, split in (("best_val", "val"), ("best_test", "test")):
+            if split not in scores:
+                continue
+            score = scores[split]["accuracy"]
+            if reading not in progress.best or score > progress.best[reading][0]:
+                progress.best[reading] = [score, epoch]
+                tensors = tensors or self._snapshot(phase)
+                progress.snapshots[-1][reading] = {"epoch": epoch, "tensors": tensors}
+        progress.costs[-1]["evaluation_seconds"] += time.perf_counter() - started
+
+    def _close(self, phase: Phase) -> None:
+        """The phase is trained: keep its last weights, put the kept ones in place, share them, go on."""
+        progress = self.progress
+        progress.snapshots[-1]["last"] = {"epoch": phase.epochs - 1, "tensors": self._snapshot(phase)}
+        if phase.shared is not None and self.store is not None:
+            stage = {
+                "snapshots": progress.snapshots[-1],
+                "cost": progress.costs[-1],
+                "curves": [c for c in progress.curves if c["phase"] == phase.name],
+                "from": self.spec.key,
+            }
+            self.store.replace(self._stage_path(phase), lambda handle: torch.save(stage, handle))
+        self._enter(phase)
+
+    def _enter(self, phase: Phase) -> None:
+        """Stand on the phase's kept weights and begin the next one."""
+        if phase.keep not in self.progress.snapshots[-1]:
+            raise UserError(f"phase {phase.name} must keep last or best_val, found {phase.keep!r}")
+        load_tensors(self.strategy, self.progress.snapshots[-1][phase.keep]["tensors"])
+        with self._metered():
+            self.strategy.end_phase()
+        self.progress.phase += 1
+        self.progress.epoch = 0
+
+    # -- phases that several methods share ---------------------------------------------------------------------------
+
+    def _stage_path(self, phase: Phase) -> Path:
+        assert self.store is not None
+        assert phase.shared is not None
+        return self.store.stage_path(self.spec.stage_key(phase.shared))
+
+    def _reuse(self, phase: Phase) -> bool:
+        """Take a phase that another run has trained identically. True where there was one."""
+        if phase.shared is None or self.store is None or not (path := self._stage_path(phase)).exists():
+            return False
+        stage = load_file(path)
+        if stage is None:
+            path.unlink(missing_ok=True)
+            return False
+        self.progress.snapshots.append(stage["snapshots"])
+        self.progress.costs.append({**stage["cost"], "phase": phase.name, "reused_from": stage["from"]})
+        self.progress.curves += [{**c, "phase": phase.name} for c in stage["curves"]]
+        self.tick(phase.name, phase.epochs * self.task.steps_per_epoch)
+        self._enter(phase)
+        return True
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _checkpoint(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.store is None or time.monotonic() - self._saved_at < self.checkpoint_every:
+            return
+        state = {
+            "progress": vars(self.progress),
+            "strategy": self.strategy.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "generator": self.task.generator.get_state(),
+            "passes": vars(self.strategy.model.passes),
+        }
+        self.store.replace(self.store.checkpoint_path(self.spec), lambda handle: torch.save(state, handle))
+        self._saved_at = time.monotonic()
+
+    def _resume(self) -> dict[str, Any] | None:
+        """Go back to the last checkpoint, if there is one; returns the optimiser's state."""
+        if self.store is None or not (path := self.store.checkpoint_path(self.spec)).exists():
+            return None
+        state = load_file(path)
+        if state is None:  # written by another version, or damaged: start again
+            path.unlink(missing_ok=True)
+            return None
+        self.progress = Progress(**state["progress"])
+        self.strategy.load_state_dict(state["strategy"])
+        self.task.generator.set_state(state["generator"])
+        vars(self.strategy.model.passes).update(state["passes"])
+        done = sum(1 for _ in self.progress.curves)
+        self.tick("resumed", done * self.task.steps_per_epoch)
+        return state["optimizer"]
+
+    # -- what is trainable -------------------------------------------------------------------------------------------
+
+    def _freeze(self, phase: Phase) -> None:
+        trained = False
+        for name, parameter in self.strategy.named_parameters():
+            if not is_auxiliary(name):
+                parameter.requires_grad_(phase.trainable(name))
+                parameter.grad = None
+                trained = trained or parameter.requires_grad
+        if not trained:
+            raise UserError(f"phase {phase.name} of {self.spec.method} must train some parameter, found none")
+
+    def _modes(self, phase: Phase) -> None:
+        """Train mode, except for modules that hold tensors of which none is trainable: buffers too."""
+        self.strategy.train()
+        names = list(self.strategy.state_dict(keep_vars=True))
+        for prefix, module in self.strategy.named_modules():
+            if not prefix or is_auxiliary(prefix):
+                continue
+            inside = [n for n in names if n.startswith(prefix + ".")]
+            if inside and not any(phase.trainable(n) for n in inside):
+                module.eval()
+
+    def _snapshot(self, phase: Phase) -> dict[str, Tensor]:
+        return {
+            name: value.detach().to("cpu", copy=True)
+            for name, value in self.strategy.state_dict().items()
+            if isinstance(value, Tensor) and phase.trainable(name) and not is_auxiliary(name)
+        }
+
+    # -- cost and outcome --------------------------------------------------------------------------------------------
+
+    def _cost(self, phase: Phase) -> dict[str, Any]:
+        """Seconds of training and of evaluation, and samples through each encoder, forward and backward."""
+        zero = dict.fromkeys(self.task.modalities, 0)
+        return {
+            "phase": phase.name,
+            "seconds": 0.0,
+            "cpu_seconds": 0.0,
+            "evaluation_seconds": 0.0,
+            "forward": dict(zero),
+            "backward": dict(zero),
+            "reused_from": None,
+        }
+
+    def _metered(self) -> _Meter:
+        return _Meter(self)
+
+    def _outcome(self) -> dict[str, Any]:
+        """Evaluate every reading on val and test; equal readings are evaluated once."""
+        target = self.loader.target("test")
+        readings: dict[str, Any] = {}
+        done: dict[tuple[int, ...], str] = {}
+        for reading in READINGS:
+            if any(reading not in s for s in self.progress.snapshots):
+                continue
+            epochs = tuple(s[reading]["epoch"] for s in self.progress.snapshots)
+            if epochs in done:
+                readings[reading] = readings[done[epochs]]
+                continue
+            done[epochs] = reading
+            for snapshot in self.progress.snapshots:
+                load_tensors(self.strategy, snapshot[reading]["tensors"])
+            val = evaluate(self.strategy, self.loader, "val", self.task.modalities, subsets=True)
+            test = evaluate(self.strategy, self.loader, "test", self.task.modalities, subsets=True)
+            if not all(math.isfinite(v) for v in (*val.scores.values(), *test.scores.values())):
+                raise RunFailed(
+                    f"scores must be finite, found {test.scores} in reading {reading} of {self.spec.method}, "
+                    f"seed {self.spec.seed}: lower optimizer.lr"
+                )
+            readings[reading] = {
+                "epochs": list(epochs),
+                "val": val.scores,
+                "test": test.scores,
+                "predictions": {name: pack(values) for name, values in test.predicted.items()},
+            }
+        trained = {name for s in self.progress.snapshots for name in s["last"]["tensors"]}
+        sizes = [p.numel() for name, p in self.strategy.named_parameters() if name in trained]
+        result = {
+            "readings": readings,
+            "curves": self.progress.curves,
+            "test_target": pack(target),
+            "modalities": self.task.modalities,
+            "parameters": sum(sizes),
+            "passes": self._passes(),
+            "facts": self.strategy.facts(),
+        }
+        return {"result": result, "cost": {"phases": self.progress.costs}}
+
+    def _passes(self) -> dict[str, dict[str, int]]:
+        """Samples through each encoder if the run had been made alone: shared phases count in full."""
+        costs = self.progress.costs
+        return {
+            way: {m: sum(c[way][m] for c in costs) for m in self.task.modalities} for way in ("forward", "backward")
+        }
+
+
+class _Meter:
+    """Adds the time and the passes spent inside to the current phase's cost."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def __enter__(self) -> None:
+        self._passes = self._count()
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        if self.trainer.device.type == "cuda":
+            torch.cuda.synchronize(self.trainer.device)
+        cost = self.trainer.progress.costs[-1]
+        if cost["reused_from"] is None:
+            cost["seconds"] += time.perf_counter() - self._wall
+            cost["cpu_seconds"] += time.process_time() - self._cpu
+            for (way, m), count in self._count().items():
+                cost[way][m] += count - self._passes[way, m]
+
+    def _count(self) -> dict[tuple[str, str], int]:
+        passes = self.trainer.strategy.model.passes
+        return {(way, m): n for way in ("forward", "backward") for m, n in getattr(passes, way).items()}
+
+
+def is_auxiliary(name: str) -> bool:
+    """Whether a tensor belongs to a network that the method optimises itself (``aux_*`` attributes of the strategy)."""
+    return name.startswith("aux_")
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy the named tensors into the module, in place."""
+    own = module.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, value in tensors.items():
+            own[name].copy_(value)
+
+
+def load_file(path: Path) -> dict[str, Any] | None:
+    """A file that ``torch.save`` wrote, tensors and plain values only; None where it is damaged."""
+    try:
+        return torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+    except Exception:  # torch raises many kinds for a damaged file, and every one means the same here
+        return None

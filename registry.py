@@ -1,0 +1,49 @@
+"""The table of contents: every method and dataset by name, and where its class lives. Nothing is imported here.
+
+To add a method: one file in ``baselines/`` and one line below. A package outside this repository declares an entry
+point in the group ``balancebench_udi.methods`` (or ``balancebench_udi.datasets``) instead, in the same string form.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from balancebench_udi.catalogue import Catalogue
+
+METHODS = {
+    "joint": "baselines.joint:Joint",
+    "uniform": "baselines.joint:Uniform",
+    "unimodal": "baselines.unimodal:Unimodal",
+    "ensemble": "baselines.unimodal:Ensemble",
+    "ogm": "baselines.ogm:OGM",
+    "ogm_ge": "baselines.ogm:OGMGE",
+    "agm": "baselines.agm:AGM",
+    "pmr": "baselines.pmr:PMR",
+    "mmpareto": "baselines.mmpareto:MMPareto",
+    "udi": "balancebench_udi.udi:UDI",
+}
+
+DATASETS = {
+    "digits": "balancebench_udi.data.digits:Digits",
+    "synthetic": "balancebench_udi.data.synthetic:Synthetic",
+    "cgmnist": "balancebench_udi.data.cgmnist:CGMNIST",
+    "avdigits": "balancebench_udi.data.avdigits:AVDigits",
+    "mosi": "balancebench_udi.data.mosi:MOSI",
+    "cremad": "balancebench_udi.data.cremad:CREMAD",
+}
+
+
+def _check_neighbours() -> None:
+    """``baselines`` is a generic name: refuse one that belongs to somebody else."""
+    found = find_spec("baselines")
+    here = Path(__file__).resolve().parent
+    where = Path(found.origin).resolve().parent if found is not None and found.origin else None
+    if where != here / "baselines":
+        raise ImportError(
+            f"the package 'baselines' must lie beside {Path(__file__).resolve()}, found {where}: "
+            "another package of that name shadows it; run from this checkout or remove the other one from sys.path"
+        )
+
+
+_check_neighbours()
+methods = Catalogue("method", METHODS, "balancebench_udi.methods")
+datasets = Catalogue("dataset", DATASETS, "balancebench_udi.datasets")
