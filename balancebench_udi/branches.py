@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,10 @@ class BranchStrategy(Strategy):
             keep=self.options.checkpoint,
             shared=f"alone/{m}",
         )
+
+    @classmethod
+    def planned_epochs(cls, options: Any, epochs: int, modalities: Sequence[str]) -> int:
+        return epochs * len(modalities)
 
     def branch(self, m: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Features ``[B, D_m]`` and logits ``[B, C]`` of branch m."""

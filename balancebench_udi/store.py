@@ -149,6 +149,7 @@ def _temporary(path: Path) -> Iterator[tuple[BinaryIO, str]]:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as handle:
+            os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
             yield handle, name
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -223,6 +223,11 @@ class Strategy(nn.Module):
         """Phase ``index``, or None after the last. A pure function of index and saved state."""
         return Phase("joint", self.task.epochs) if index == 0 else None
 
+    @classmethod
+    def planned_epochs(cls, options: Any, epochs: int, modalities: Sequence[str]) -> int:
+        """Epochs of all phases together, for progress bars and estimates."""
+        return epochs
+
     def begin_phase(self) -> None:
         """After the phase's optimiser is made, before its first epoch; not called again on resume."""
 

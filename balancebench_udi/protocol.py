@@ -1,0 +1,89 @@
+"""A protocol: a named, versioned preset of everything that is not the method and not the seed, kept as YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from balancebench_udi.config import Options, option
+from balancebench_udi.errors import UserError, near_misses
+from balancebench_udi.spec import Optimizer, Schedule
+
+
+@dataclass(frozen=True)
+class RunOptions(Options):
+    """The numbers of a run that belong to no part in particular."""
+
+    epochs: int = option(100, "epochs of a training phase", source="OGM-GE, PMR code", at_least=1)
+    batch_size: int = option(64, "training samples in a batch", source="OGM-GE, PMR, MMPareto code", at_least=2)
+    fusion: str = option("concat", "name of the fusion", source="OGM-GE code")
+    precision: str = option("fp32", "arithmetic of the encoders", source="ours", choices=("fp32", "bf16"))
+    test_each_epoch: bool = option(False, "evaluate test every epoch, for the reading best_test", source="ours")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol file with every default filled in.
+
+    Attributes:
+        name, version, about: as in the file; the name is the file's.
+        run, optimizer, schedule: see :class:`RunOptions`, :class:`~spec.Optimizer`, :class:`~spec.Schedule`.
+        encoders: modality -> {"name": ..., options}; modalities not named get their dataset's default.
+        datasets, methods: name -> options that this protocol sets.
+        published: rows shown beside ours: label, accuracy in percent, source, protocol; never part of a mean.
+    """
+
+    name: str
+    version: int
+    about: str
+    run: RunOptions = field(default_factory=RunOptions)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    encoders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    datasets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    published: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+
+SECTIONS = ("version", "about", "run", "optimizer", "schedule", "encoders", "datasets", "methods", "published")
+
+
+def load_protocol(name: str, folder: Path, overrides: Mapping[str, Mapping[str, Any]]) -> Protocol:
+    """Protocol ``name`` of ``folder`` (or a path to a YAML file), with single options replaced.
+
+    Args:
+        overrides: section (``run``, ``optimizer``, ``schedule``) -> {option: value}.
+
+    Raises:
+        UserError: no such protocol (with near misses), damaged YAML, an unknown section or option.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = [p.stem for p in folder.glob("*.yaml")]
+        raise UserError(f"there is no protocol called {name!r}{near_misses(name, known)}")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} must be YAML, found a mistake: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold named sections ({', '.join(SECTIONS)}), found {type(values).__name__}")
+    for section in values:
+        if section not in SECTIONS:
+            raise UserError(f"{path} has no section {section!r}{near_misses(str(section), SECTIONS)}")
+
+    def part(section: str, cls: type[Options]) -> Any:
+        return cls.build(section, {**(values.get(section) or {}), **overrides.get(section, {})})
+
+    return Protocol(
+        name=path.stem,
+        version=int(values.get("version", 1)),
+        about=str(values.get("about", "")),
+        run=part("run", RunOptions),
+        optimizer=part("optimizer", Optimizer),
+        schedule=part("schedule", Schedule),
+        **{s: values.get(s) or {} for s in ("encoders", "datasets", "methods", "published")},
+    )

@@ -1,0 +1,306 @@
+"""Plans runs, trains what is missing, and keeps what is done: a killed sweep goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+import balancebench_udi
+from balancebench_udi.data.base import Bundle, Dataset
+from balancebench_udi.errors import UserError
+from balancebench_udi.nets.encoders import build_encoder, encoder_options
+from balancebench_udi.nets.fusion import check_fusion
+from balancebench_udi.protocol import Protocol
+from balancebench_udi.spec import RunSpec, canonical
+from balancebench_udi.store import Store, read_record
+from balancebench_udi.strategy import Strategy
+from balancebench_udi.trainer import Trainer
+
+FORMAT = 1
+"""Version of the record format."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run that is wanted."""
+
+    spec: RunSpec
+    method: type[Strategy]
+    options: Any
+    bundle: Bundle
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all its phases."""
+        return self.method.planned_epochs(self.options, self.spec.epochs, list(self.bundle.modalities))
+
+    @property
+    def steps(self) -> int:
+        """Training steps of all its phases."""
+        return self.epochs * -(-len(self.bundle.train) // self.spec.batch_size)
+
+
+@dataclass
+class Outcome:
+    """What became of the jobs of one call."""
+
+    done: list[Job] = field(default_factory=list)
+    failed: list[tuple[Job, str]] = field(default_factory=list)
+    elsewhere: list[Job] = field(default_factory=list)
+
+
+def plan(
+    methods: Mapping[str, type[Strategy]],
+    dataset: Dataset,
+    bundle: Bundle,
+    protocol: Protocol,
+    seeds: Sequence[int],
+    options: Mapping[str, Mapping[str, Any]],
+    encoders: Mapping[str, Mapping[str, Any]],
+) -> list[Job]:
+    """The runs of ``methods`` x ``seeds``, everything checked: nothing can be refused once training has started.
+
+    Args:
+        options: method name -> options from the command line, over those of the protocol.
+        encoders: modality -> encoder description from the command line, over those of the protocol.
+
+    Raises:
+        UserError: anything that cannot work.
+    """
+    fusion = check_fusion(protocol.run.fusion, len(bundle.modalities))
+    described = {}
+    for m, modality in bundle.modalities.items():
+        wanted = {"name": modality.encoder, **protocol.encoders.get(m, {})}
+        given = dict(encoders.get(m, {}))
+        if given.get("name", wanted["name"]) != wanted["name"]:
+            wanted = {}  # another encoder: the options of the first one do not apply
+        wanted.update(given)
+        try:
+            described[m] = encoder_options(wanted.pop("name"), modality.kind, wanted)
+        except UserError as error:
+            raise UserError(f"modality {m}: {error}") from None
+    jobs = []
+    for name, method in methods.items():
+        chosen = method.Options.build(name, {**protocol.methods.get(name, {}), **options.get(name, {})})
+        method.check(chosen, list(bundle.modalities), fusion.additive)
+        jobs += [
+            Job(
+                RunSpec(
+                    protocol=protocol.name,
+                    protocol_version=protocol.version,
+                    dataset=dataset.name,
+                    dataset_version=dataset.version,
+                    dataset_options=dataset.options.as_dict(),
+                    fingerprint=bundle.fingerprint,
+                    method=name,
+                    method_version=method.version,
+                    method_options=chosen.as_dict(),
+                    encoders=described,
+                    fusion=protocol.run.fusion,
+                    optimizer=protocol.optimizer.as_dict(),
+                    schedule=protocol.schedule.as_dict(),
+                    epochs=protocol.run.epochs,
+                    batch_size=protocol.run.batch_size,
+                    precision=protocol.run.precision,
+                    seed=seed,
+                    test_each_epoch=protocol.run.test_each_epoch,
+                ),
+                method,
+                chosen,
+                bundle,
+            )
+            for seed in seeds
+        ]
+    for job in jobs[:: max(1, len(seeds))]:
+        Trainer(job.spec, bundle, job.method, job.options, torch.device("cpu"))  # builds everything, trains nothing
+    return jobs
+
+
+def estimate(jobs: Sequence[Job], store: Store, device: torch.device) -> float:
+    """Seconds that ``jobs`` will take on ``device``.
+
+    By the pace of records of the same data and encoders, of the same method where there are any; without records, by
+    timing three training steps of the first job.
+    """
+    if not jobs:
+        return 0.0
+    wanted = jobs[0].spec.as_dict()
+    paces: dict[str, list[float]] = {}
+    for path in (store.root / "records" / jobs[0].spec.dataset).glob("*/*.json"):
+        record = read_record(path)
+        alike = all(record["spec"][part] == wanted[part] for part in ("fingerprint", "encoders", "precision"))
+        phases = [p for p in record["cost"]["phases"] if p["reused_from"] is None]
+        if alike and phases and record["machine"]["device_type"] == device.type:
+            trained = {p["phase"] for p in phases}
+            epochs = sum(c["phase"] in trained for c in record["result"]["curves"])
+            seconds = sum(p["seconds"] + p["evaluation_seconds"] for p in phases)
+            paces.setdefault(record["spec"]["method"], []).append(seconds / epochs)
+    pace = {name: statistics.median(values) for name, values in paces.items()}
+    general = statistics.median(pace.values()) if pace else _probe(jobs[0], device)
+    return sum(job.epochs * pace.get(job.spec.method, general) for job in jobs)
+
+
+def _probe(job: Job, device: torch.device) -> float:
+    """Seconds of one epoch of ``job``, from three of its steps."""
+    trainer = Trainer(job.spec, job.bundle, Strategy, Strategy.Options(), device)
+    times = []
+    trainer.task.optimizer = trainer.task.make_optimizer(trainer.strategy.parameters())
+    for batch, _ in zip(trainer.loader.train(0, trainer.task.modalities), range(3), strict=False):
+        started = time.perf_counter()
+        trainer.strategy.step(batch)["loss"].item()
+        times.append(time.perf_counter() - started)
+    return min(times) * trainer.task.steps_per_epoch
+
+
+def run_all(
+    jobs: Sequence[Job],
+    store: Store,
+    device: torch.device,
+    checkpoint_every: float = 20.0,
+    say: Callable[[str], None] = tqdm.write,
+    quiet: bool = False,
+) -> Outcome:
+    """Train every job that has no record. Runs that another process holds are left to it.
+
+    A run that breaks is stored as a failure and the rest goes on.
+
+    Raises:
+        UserError: results cannot be written; what is finished is kept.
+    """
+    outcome = Outcome()
+    missing = []
+    for job in jobs:
+        if store.load(job.spec) is None:
+            missing.append(job)
+        else:
+            outcome.done.append(job)
+    with tqdm(total=sum(j.steps for j in missing), unit="step", disable=quiet, smoothing=0.05) as bar:
+        for job in missing:
+            with store.claim(job.spec) as mine:
+                if not mine:
+                    outcome.elsewhere.append(job)
+                    bar.total -= job.steps
+                    continue
+                if store.load(job.spec) is None:  # another process may have finished it since the plan was made
+                    error = _run(job, store, device, checkpoint_every, bar)
+                    if error is not None:
+                        outcome.failed.append((job, error))
+                        say(f"failed: {job.spec.method} seed {job.spec.seed}: {error}")
+                        continue
+                outcome.done.append(job)
+    return outcome
+
+
+def _run(job: Job, store: Store, device: torch.device, checkpoint_every: float, bar: tqdm) -> str | None:
+    """Train one job and write its record; returns what went wrong, if anything did."""
+    started, before = time.perf_counter(), bar.n
+
+    def tick(phase: str, steps: int) -> None:
+        bar.set_description(f"{job.spec.method} seed {job.spec.seed} {phase}")
+        bar.update(min(steps, before + job.steps - bar.n))
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        trainer = Trainer(job.spec, job.bundle, job.method, job.options, device, store, checkpoint_every, tick)
+        made = trainer.run()
+    except UserError:
+        raise
+    except Exception as error:  # one broken run must not take the sweep with it
+        path = store.write_failure(job.spec, traceback.format_exc())
+        bar.update(before + job.steps - bar.n)
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (traceback in {path})"
+    bar.update(before + job.steps - bar.n)
+    cost = {**made["cost"], **_compute(job, made["result"]["passes"])}
+    cost["wall_seconds"] = time.perf_counter() - started
+    cost["peak_memory_bytes"] = (
+        torch.cuda.max_memory_allocated(device)
+        if device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    store.write(
+        job.spec,
+        {
+            "format": FORMAT,
+            "key": job.spec.key,
+            "cell": job.spec.cell,
+            "spec": job.spec.as_dict(),
+            "result": made["result"],
+            "result_sha256": hashlib.sha256(canonical(made["result"]).encode()).hexdigest(),
+            "cost": cost,
+            "data": {"classes": list(job.bundle.classes), "facts": dict(job.bundle.facts)},
+            "machine": describe_machine(device),
+        },
+    )
+    return None
+
+
+def _compute(job: Job, passes: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    """Floating-point operations of the encoders: forward as counted by torch, backward as twice that."""
+    per_sample = {}
+    for m, modality in job.bundle.modalities.items():
+        encoder = build_encoder(dict(job.spec.encoders[m]), modality.shape).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            encoder(torch.zeros(1, *modality.shape))
+        per_sample[m] = counter.get_total_flops()
+    total = sum(per_sample[m] * (passes["forward"][m] + 2 * passes["backward"][m]) for m in per_sample)
+    return {"flops_per_sample": per_sample, "flops": total}
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What a number may depend on besides its specification."""
+    return {
+        "device_type": device.type,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "balancebench_udi": balancebench_udi.__version__,
+        "commit": _commit(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, with ``+`` where tracked files differ from it; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
+    try:
+        if not git("ls-files", Path(__file__).name):
+            return None
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(here), str(here.parent / "baselines"))
+        return git("rev-parse", "HEAD")[:12] + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,1 @@
+"""Command lines: ``run.py`` trains and compares."""

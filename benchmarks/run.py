@@ -1,0 +1,304 @@
+#!/usr/bin/env python
+"""Train methods on a dataset under one protocol and compare them.
+
+    python benchmarks/run.py --methods udi,ogm,joint --dataset cgmnist --data-root DIR --seeds 0-4
+
+Prints the plan, trains the runs that have no record yet, and ends with the table. Call it again after a crash, a
+Ctrl-C or a ``kill -9``: it goes on where it was. Several calls may work on one plan at the same time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+if str(HERE.parent) not in sys.path:  # a plain checkout, called from anywhere
+    sys.path.insert(0, str(HERE.parent))
+
+import torch
+
+import registry
+from balancebench_udi.catalogue import Catalogue
+from balancebench_udi.data.base import Dataset
+from balancebench_udi.errors import UserError, near_misses
+from balancebench_udi.protocol import Protocol, load_protocol
+from balancebench_udi.report.comparison import compare, write
+from balancebench_udi.report.figure import accuracy_against_imbalance
+from balancebench_udi.runner import Job, Outcome, estimate, plan, run_all
+from balancebench_udi.spec import canonical
+from balancebench_udi.store import Store
+
+PROTOCOLS = HERE / "protocols"
+REFERENCE = "joint"
+"""The method against which costs are given."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one sentence, like every other."""
+
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message}; see --help")
+
+
+def parser() -> Parser:
+    """The command line."""
+    p = Parser(prog="run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--methods", default="udi,ogm,joint", help="names, wildcards or 'all', separated by commas")
+    p.add_argument("--dataset", default="digits", help="name of the dataset (default: digits, which needs no files)")
+    p.add_argument("--seeds", default="0-2", help="such as 0,1,2 or 0-4 (default: 0-2)")
+    p.add_argument("--protocol", default="default", help="name of a preset in benchmarks/protocols, or a YAML file")
+    p.add_argument("--epochs", type=int, help="epochs of a phase, instead of the protocol's")
+    p.add_argument("--batch-size", type=int, help="instead of the protocol's")
+    p.add_argument("--fusion", help="concat, sum, film or gated, instead of the protocol's")
+    p.add_argument("--precision", help="fp32 or bf16, instead of the protocol's")
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME.OPTION=VALUE",
+        help="an option of a method, of the dataset, of 'optimizer', 'schedule' or 'encoder.MODALITY'; repeatable",
+    )
+    p.add_argument("--test-each-epoch", action="store_true", help="evaluate test every epoch (for --select best_test)")
+    p.add_argument(
+        "--select", default="best_val", choices=("last", "best_val", "best_test"), help="which epoch the table reads"
+    )
+    p.add_argument("--data-root", type=Path, help="folder with the datasets (default: $BALANCEBENCH_DATA)")
+    p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    p.add_argument("--out", type=Path, help="results folder (default: results in this checkout, else in this folder)")
+    p.add_argument("--name", help="name of the table (default: dataset and protocol)")
+    p.add_argument("--checkpoint-every", type=float, default=20.0, metavar="S", help="least seconds between two")
+    p.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    p.add_argument("--list", action="store_true", help="print methods with their options, datasets and protocols")
+    return p
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 1 some run failed, 2 a mistake, 130 interrupted."""
+    try:
+        return run(parser().parse_args(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def run(given: argparse.Namespace) -> int:
+    """Plan, train, compare."""
+    if given.list:
+        print(listing())
+        return 0
+    names = registry.methods.match(_words(given.methods, "--methods"))
+    methods = {name: registry.methods.get(name) for name in names}
+    settings = parse_settings(given.set, [*names, given.dataset])
+    protocol = load_protocol(given.protocol, PROTOCOLS, run_overrides(given, settings))
+    dataset_class = registry.datasets.get(given.dataset)
+    dataset: Dataset = dataset_class(
+        dataset_class.Options.build(
+            given.dataset, {**protocol.datasets.get(given.dataset, {}), **settings.get(given.dataset, {})}
+        )
+    )
+    seeds = parse_seeds(given.seeds)
+    device = choose_device(given.device)
+    store = Store(given.out if given.out is not None else default_out())
+    bundle = dataset.load(data_root(given.data_root))
+    encoders = {name.split(".", 1)[1]: values for name, values in settings.items() if name.startswith("encoder.")}
+    for m in encoders:
+        if m not in bundle.modalities:
+            raise UserError(f"{given.dataset} has no modality {m!r}{near_misses(m, bundle.modalities)}")
+    jobs = plan(methods, dataset, bundle, protocol, seeds, settings, encoders)
+    print_plan(jobs, store, device, protocol)
+    if given.dry_run:
+        return 0
+    outcome = run_all(jobs, store, device, given.checkpoint_every)
+    compare_and_write(given, jobs, outcome, store, protocol, len(seeds))
+    return report_rest(outcome)
+
+
+def print_plan(jobs: list[Job], store: Store, device: torch.device, protocol: Protocol) -> None:
+    """What is done, what is to do, and how long it may take."""
+    missing = [job for job in jobs if store.load(job.spec) is None]
+    first = jobs[0]
+    sizes = ", ".join(f"{name} {len(first.bundle.split(name))}" for name in ("train", "val", "test"))
+    print(
+        f"{first.spec.dataset} ({sizes}; {', '.join(first.bundle.modalities)}) under {protocol.name} "
+        f"v{protocol.version}: {first.spec.epochs} epochs, {first.spec.precision}, on {device}"
+    )
+    for method in dict.fromkeys(job.spec.method for job in jobs):
+        mine = [job for job in jobs if job.spec.method == method]
+        todo = [job for job in mine if job in missing]
+        started = sum(store.checkpoint_path(job.spec).exists() for job in todo)
+        note = f", {started} begun" if started else ""
+        print(f"  {method:12} {len(mine) - len(todo)} done, {len(todo)} to do{note}")
+    if missing:
+        print(f"about {duration(estimate(missing, store, device))} for {len(missing)} of {len(jobs)} runs")
+    else:
+        print(f"all {len(jobs)} runs are done")
+
+
+def compare_and_write(
+    given: argparse.Namespace, jobs: list[Job], outcome: Outcome, store: Store, protocol: Protocol, wanted: int
+) -> None:
+    """The table and the figure of the runs that exist."""
+    finished = {job.spec.key for job in outcome.done}
+    records = [record for job in jobs if job.spec.key in finished and (record := store.load(job.spec)) is not None]
+    if not records:
+        return
+    published = protocol.published.get(given.dataset, [])
+    comparison = compare(records, given.select, wanted=wanted, reference=REFERENCE, published=published)
+    label = given.name or table_name(given, jobs[0])
+    paths = write(comparison, store.root / "tables" / label)
+    paths += accuracy_against_imbalance(comparison, store.root / "figures" / label)
+    print(comparison.text())
+    print("written: " + ", ".join(_short(path) for path in paths))
+
+
+def report_rest(outcome: Outcome) -> int:
+    """Say what is missing from the table, and return the exit status."""
+    if outcome.elsewhere:
+        print(f"{len(outcome.elsewhere)} runs are being trained by another process; call again for the whole table")
+    if outcome.failed:
+        print(f"{len(outcome.failed)} runs failed and are not in the table; the same command tries them again:")
+        for job, error in outcome.failed:
+            print(f"  {job.spec.method} seed {job.spec.seed}: {error}")
+        return 1
+    return 0
+
+
+def table_name(given: argparse.Namespace, job: Job) -> str:
+    """``<dataset>-<protocol>``, with six digits more where the command line changed the protocol."""
+    changes = {
+        "set": sorted(given.set),
+        **{k: getattr(given, k) for k in ("epochs", "batch_size", "fusion", "precision")},
+        "test": given.test_each_epoch,
+    }
+    name = f"{given.dataset}-{job.spec.protocol}"
+    if any(changes.values()):
+        name += "-" + hashlib.sha256(canonical(changes).encode()).hexdigest()[:6]
+    return name if given.select == "best_val" else f"{name}-{given.select}"
+
+
+def run_overrides(given: argparse.Namespace, settings: dict[str, dict[str, str]]) -> dict[str, dict[str, Any]]:
+    """What the command line changes in the protocol."""
+    run = {k: getattr(given, k) for k in ("epochs", "batch_size", "fusion", "precision")}
+    run = {k: v for k, v in run.items() if v is not None}
+    if given.test_each_epoch:
+        run["test_each_epoch"] = True
+    return {"run": run, **{part: settings.get(part, {}) for part in ("optimizer", "schedule")}}
+
+
+def parse_settings(texts: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """``["ogm.alpha=0.5"]`` as ``{"ogm": {"alpha": "0.5"}}``.
+
+    Raises:
+        UserError: not of that form, or a name that takes no part in this call.
+    """
+    known = [*names, "optimizer", "schedule"]
+    settings: dict[str, dict[str, str]] = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        owner, dot, option = path.rpartition(".")
+        if not (equals and dot and owner and option):
+            raise UserError(f"--set takes NAME.OPTION=VALUE, such as optimizer.lr=0.01, found {text!r}")
+        if owner not in known and not owner.startswith("encoder."):
+            raise UserError(f"--set {text}: {owner!r} takes no part in this call{near_misses(owner, known)}")
+        settings.setdefault(owner, {})[option] = value
+    return settings
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``"0-2,7"`` as ``[0, 1, 2, 7]``."""
+    seeds: dict[int, None] = {}
+    for word in _words(text, "--seeds"):
+        first, dash, last = word.partition("-")
+        try:
+            low, high = int(first), int(last) if dash else int(first)
+        except ValueError:
+            raise UserError(f"--seeds takes whole numbers and ranges such as 0-4, found {word!r}") from None
+        if high < low:
+            raise UserError(f"--seeds takes ranges from low to high, found {word!r}")
+        seeds.update(dict.fromkeys(range(low, high + 1)))
+    return list(seeds)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the GPU where there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda needs a GPU that torch can use, found none: use --device cpu or auto")
+    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = True  # the same run must end with the same bytes
+    return device
+
+
+def data_root(given: Path | None) -> Path | None:
+    """``--data-root``, else ``$BALANCEBENCH_DATA``, else nothing."""
+    if given is not None:
+        return given.expanduser()
+    named = os.environ.get("BALANCEBENCH_DATA")
+    return Path(named).expanduser() if named else None
+
+
+def default_out() -> Path:
+    """``results`` in the checkout that this file belongs to, else in the working directory."""
+    return HERE.parent / "results" if (HERE.parent / "setup.cfg").exists() else Path("results")
+
+
+def listing() -> str:
+    """Every method with its options, every dataset with what it needs, every protocol."""
+    lines = ["methods (--set NAME.OPTION=VALUE):"]
+    lines += _members(registry.methods, lambda cls: f"{cls.family}; {cls.reference}")
+    lines.append("datasets:")
+    lines += _members(registry.datasets, lambda cls: cls.needs and f"needs --data-root with {cls.needs}" or "no files")
+    lines.append("protocols:")
+    for path in sorted(PROTOCOLS.glob("*.yaml")):
+        protocol = load_protocol(path.stem, PROTOCOLS, {})
+        lines.append(f"  {protocol.name} v{protocol.version}: {' '.join(protocol.about.split())}")
+    return "\n".join(lines)
+
+
+def _members(catalogue: Catalogue, describe: Any) -> list[str]:
+    lines = []
+    for name in catalogue.names():
+        try:
+            cls = catalogue.get(name)
+        except UserError as error:  # a broken file breaks only itself
+            lines.append(f"  {name}: {error}")
+            continue
+        lines.append(f"  {name}: {describe(cls)}")
+        lines += [f"    {o} = {default}: {doc} [{source}]" for o, default, doc, source in cls.Options.describe()]
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """``95`` as ``1 min 35 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _words(text: str, flag: str) -> list[str]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise UserError(f"{flag} needs at least one value, found {text!r}")
+    return words
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
