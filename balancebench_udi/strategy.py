@@ -301,12 +301,26 @@ def accuracy(logits: Tensor, target: Tensor) -> Tensor:
 
 def make_optimizer(options: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """``options`` over ``parameters``, with the fused kernels of torch."""
-    parameters = list(parameters)
+    made: torch.optim.Optimizer
     if options.name == "adamw":
-        return torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay, fused=True)
-    return torch.optim.SGD(
-        parameters, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
-    )
+        made = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay, fused=True)
+    else:
+        momentum, decay = options.momentum, options.weight_decay
+        made = torch.optim.SGD(parameters, lr=options.lr, momentum=momentum, weight_decay=decay, fused=True)
+    made.register_step_pre_hook(_same_layout)
+    return made
+
+
+def _same_layout(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Give every gradient its parameter's memory layout.
+
+    The fused kernels walk both in memory order and never check, while ``torch.autograd.grad`` (unlike ``backward``) may
+    return another layout: a method that assigns such gradients would be updated wrongly without a word.
+    """
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None and p.grad.stride() != p.stride():
+                p.grad = torch.empty_like(p).copy_(p.grad)
 
 
 @contextlib.contextmanager
