@@ -10,4 +10,16 @@ from balancebench_udi.config import Options, option
 from balancebench_udi.errors import RunFailed, UserError
 from balancebench_udi.strategy import Batch, Output, Phase, Strategy, Task, View
 
-__all__ = ["Batch", "Options", "Output", "Phase", "RunFailed", "Strategy", "Task", "UserError", "View", "option", "__version__"]
+__all__ = [
+    "Batch",
+    "Options",
+    "Output",
+    "Phase",
+    "RunFailed",
+    "Strategy",
+    "Task",
+    "UserError",
+    "View",
+    "option",
+    "__version__",
+]

@@ -31,9 +31,13 @@ def option(
     above: float | None = None,
     at_most: float | None = None,
     choices: tuple[Any, ...] | None = None,
+    keyed: bool = True,
 ) -> Any:
-    """A dataclass field with its meaning, the source of its default (paper / official code / ours) and its bounds."""
-    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "choices": choices}
+    """A dataclass field with its meaning, the source of its default (paper / official code / ours) and its bounds.
+
+    ``keyed=False`` keeps an option that cannot move a number (a download) out of the run's key.
+    """
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "choices": choices, "keyed": keyed}
     return field(default=default, metadata={"doc": doc, "source": source, **bounds})
 
 
@@ -70,10 +74,9 @@ class Options:
             raise UserError(f"{owner}.{error}") from None
 
     def as_dict(self) -> dict[str, Any]:
-        """Every option with its value, as JSON types."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
-        }
+        """Every option that can move a number, with its value, as JSON types."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata.get("keyed", True)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def describe(cls) -> list[tuple[str, Any, str, str]]:

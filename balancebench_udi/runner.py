@@ -8,6 +8,7 @@ import platform
 import resource
 import statistics
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -189,7 +190,8 @@ def run_all(
             missing.append(job)
         else:
             outcome.done.append(job)
-    with tqdm(total=sum(j.steps for j in missing), unit="step", disable=quiet, smoothing=0.05) as bar:
+    pace = 0.5 if sys.stderr.isatty() else 15.0  # a log file needs a line now and then, not a moving bar
+    with tqdm(total=sum(j.steps for j in missing), unit="step", disable=quiet, smoothing=0.05, mininterval=pace) as bar:
         for job in missing:
             with store.claim(job.spec) as mine:
                 if not mine:
@@ -211,7 +213,7 @@ def _run(job: Job, store: Store, device: torch.device, checkpoint_every: float, 
     started, before = time.perf_counter(), bar.n
 
     def tick(phase: str, steps: int) -> None:
-        bar.set_description(f"{job.spec.method} seed {job.spec.seed} {phase}")
+        bar.set_description(f"{job.spec.method} seed {job.spec.seed} {phase}", refresh=False)
         bar.update(min(steps, before + job.steps - bar.n))
 
     if device.type == "cuda":

@@ -99,6 +99,8 @@ def run(given: argparse.Namespace) -> int:
     methods = {name: registry.methods.get(name) for name in names}
     settings = parse_settings(given.set, [*names, given.dataset])
     protocol = load_protocol(given.protocol, PROTOCOLS, run_overrides(given, settings))
+    if given.select == "best_test" and not protocol.run.test_each_epoch:
+        raise UserError("--select best_test needs runs that evaluate test every epoch: add --test-each-epoch")
     dataset_class = registry.datasets.get(given.dataset)
     dataset: Dataset = dataset_class(
         dataset_class.Options.build(
@@ -256,7 +258,7 @@ def listing() -> str:
     lines = ["methods (--set NAME.OPTION=VALUE):"]
     lines += _members(registry.methods, lambda cls: f"{cls.family}; {cls.reference}")
     lines.append("datasets:")
-    lines += _members(registry.datasets, lambda cls: cls.needs and f"needs --data-root with {cls.needs}" or "no files")
+    lines += _members(registry.datasets, lambda cls: f"needs --data-root with {cls.needs}" if cls.needs else "no files")
     lines.append("protocols:")
     for path in sorted(PROTOCOLS.glob("*.yaml")):
         protocol = load_protocol(path.stem, PROTOCOLS, {})

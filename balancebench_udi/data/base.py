@@ -6,6 +6,7 @@ and returns a :class:`Bundle`. Nothing in it knows about methods, encoders' weig
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -43,9 +44,14 @@ class Affine:
         if self.scale == (1.0,) and self.shift == (0.0,):
             return values
         shape = [1, len(self.scale)] + [1] * (values.dim() - 2)
-        scale = torch.tensor(self.scale, device=values.device).view(shape)
-        shift = torch.tensor(self.shift, device=values.device).view(shape)
+        scale, shift = (_constant(v, values.device).view(shape) for v in (self.scale, self.shift))
         return torch.addcmul(shift, values, scale)
+
+
+@functools.lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A small tensor, made once: copying one to a GPU for every batch would wait for it."""
+    return torch.tensor(values, device=device)
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,10 @@ class Bundle:
                 raise UserError(f"the {name} split must hold at least one sample, found none")
             if set(split.inputs) != set(self.modalities):
                 raise UserError(f"the {name} split must hold {sorted(self.modalities)}, found {sorted(split.inputs)}")
+            for m, modality in self.modalities.items():
+                found = tuple(modality.transform(split.inputs[m][:1], None).shape[1:])
+                if found != tuple(modality.shape):
+                    raise UserError(f"a sample of modality {m} must have shape {tuple(modality.shape)}, found {found}")
             low, high = int(split.target.min()), int(split.target.max())
             if low < 0 or high >= len(self.classes):
                 raise UserError(f"targets must lie in 0..{len(self.classes) - 1}, found {low}..{high} in {name}")

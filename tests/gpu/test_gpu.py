@@ -42,8 +42,9 @@ def test_no_wait_for_the_device_inside_a_step(name):
 def test_same_seed_same_bytes_on_the_gpu(name):
     bundle = tiny_bundle(2, kind="image")
     torch.backends.cudnn.deterministic = True
-    assert make_trainer(bundle, name, device="cuda").run()["result"] == (
+    assert (
         make_trainer(bundle, name, device="cuda").run()["result"]
+        == (make_trainer(bundle, name, device="cuda").run()["result"])
     )
 
 
@@ -52,4 +53,6 @@ def test_joint_keeps_most_of_the_bare_loop():
     trainer = make_trainer(bundle, "joint", device="cuda", epochs=3, batch_size=256)
     started = time.perf_counter()
     trainer.run()
-    assert 3 * 4096 / (time.perf_counter() - started) > 5_000  # samples a second; a host sync a sample would not get there
+    assert (
+        3 * 4096 / (time.perf_counter() - started) > 5_000
+    )  # samples a second; a host sync a sample would not get there

@@ -1,0 +1,185 @@
+"""A comparison in print: for a terminal, in Markdown, as csv and in LaTeX."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from balancebench_udi.report.comparison import Comparison
+
+READOUTS = ("share", "masked", "alone")
+"""The three ways to read one modality out; they are never mixed."""
+
+
+def text(comparison: Comparison, rule: str) -> str:
+    """The table for a terminal, at most 100 columns wide for up to three modalities."""
+    heads = ["method", "n", "accuracy", "macro-F1", *(m[:7] for m in comparison.modalities)]
+    rows = [[*heads, "imbalance", "passes", "seconds"]]
+    used = set()
+    for row in comparison.table.to_dict("records"):
+        accuracy = _number(row["accuracy"], 100, 1)
+        if pd.notna(row["accuracy_sd"]):
+            accuracy += f" ± {_number(row['accuracy_sd'], 100, 1)}"
+        cells = [row["method"][:14], f"{row['n']}/{row['wanted']}", accuracy, _number(row["macro_f1"], 100, 1)]
+        for m in comparison.modalities:
+            kind = next(k for k in ("alone", "share", "masked") if k == "masked" or pd.notna(row[f"{k}/{m}"]))
+            cells.append(f"{_number(row[f'{kind}/{m}'], 100, 1)} {kind[0]}")
+            used.add(kind)
+        cells.append(_number(row["imbalance"], 100, 1))
+        rows.append(cells + [_number(row[f"{name}_relative"], 1, 2) for name in ("passes", "seconds")])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [comparison.title]
+    for cells in rows:
+        right = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+        lines.append("  ".join([cells[0].ljust(widths[0]), *right]))
+    kinds = {"alone": "a: own head", "share": "s: share of the fused logits", "masked": "m: the others masked"}
+    notes = "; ".join(meaning for kind, meaning in kinds.items() if kind in used)
+    if comparison.reference:
+        notes += f"; passes and seconds relative to {comparison.reference}"
+    return "\n".join(lines + textwrap.wrap(notes, 100) + textwrap.wrap(rule, 100))
+
+
+def _number(value: float, scale: float, digits: int) -> str:
+    return "-" if pd.isna(value) else f"{value * scale:z.{digits}f}"
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the printed tables; ``best``: its highest mean is bold."""
+
+    group: str
+    head: str
+    name: str
+    scale: float = 100.0
+    digits: int = 1
+    best: bool = False
+
+
+def _columns(comparison: Comparison) -> list[_Column]:
+    single = [_Column(k, m, f"{k}/{m}", best=True) for k in READOUTS for m in comparison.modalities]
+    over = f" / {comparison.reference}" if comparison.reference else ""
+    return [
+        _Column("", "accuracy", "accuracy", best=True),
+        _Column("", "macro-F1", "macro_f1", best=True),
+        *single,
+        *(_Column("Shapley", m, f"shapley/{m}") for m in comparison.modalities),
+        _Column("imbalance", "absolute", "imbalance"),
+        _Column("imbalance", "relative", "imbalance_relative", 1, 2),
+        _Column("", f"passes{over}", "passes_relative", 1, 2),
+        _Column("", f"seconds{over}", "seconds_relative", 1, 2),
+    ]
+
+
+def _cells(comparison: Comparison, column: _Column, bold: str, plus_minus: str, minus: str) -> list[str]:
+    """The column in print; means that print alike are best together."""
+    table = comparison.table
+    means = [_number(v, column.scale, column.digits) for v in table[column.name]]
+    rivals = column.best and table[column.name].notna().sum() > 1
+    best = _number(table[column.name].max(), column.scale, column.digits) if rivals else None
+    cells = []
+    for mean, sd in zip(means, table.get(f"{column.name}_sd", [float("nan")] * len(means)), strict=True):
+        cell = bold.format(mean) if mean == best else mean if mean == "-" else mean.replace("-", minus)
+        cells.append(cell + ("" if pd.isna(sd) else plus_minus + _number(sd, column.scale, column.digits)))
+    return cells
+
+
+def _counts(comparison: Comparison) -> list[str]:
+    return [f"{n} of {wanted}" for n, wanted in zip(comparison.table["n"], comparison.table["wanted"], strict=True)]
+
+
+def _percent(row: Mapping[str, Any]) -> str:
+    return "-" if row["accuracy"] is None else f"{row['accuracy']:g}"
+
+
+def markdown(comparison: Comparison) -> str:
+    """The table, published numbers below it in one of their own, then the caption."""
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(' '.join(str(cell).split()).replace('|', chr(92) + '|') for cell in cells)} |"
+
+    columns = _columns(comparison)
+    heads = ["method", "n", *(f"{c.group} {c.head}".strip() for c in columns)]
+    cells = [_cells(comparison, c, "**{}**", " ± ", "-") for c in columns]
+    lines = [f"# {comparison.title}", "", line(heads), "|" + ":--|" + "--:|" * (len(heads) - 1)]
+    lines += [line(row) for row in zip(comparison.table["method"], _counts(comparison), *cells, strict=True)]
+    if comparison.published:
+        lines += ["", "## Published", "", "From the literature, each under its own protocol; in no mean above.", ""]
+        lines += [line(["method", "accuracy", "protocol", "source"]), "|:--|--:|:--|:--|"]
+        lines += [line([r["label"], _percent(r), r["protocol"], r["source"]]) for r in comparison.published]
+    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in (*comparison.caption, *comparison.notes))]) + "\n"
+
+
+def csv(comparison: Comparison) -> str:
+    """One row a method at full precision, accuracies in [0, 1]; published rows have ``published`` true."""
+    rows = comparison.table.to_dict("records")
+    for row in comparison.published:
+        share = None if row["accuracy"] is None else row["accuracy"] / 100
+        named = {"method": row["label"], "protocol": row["protocol"], "source": row["source"]}
+        rows.append({**named, "dataset": rows[0]["dataset"], "published": True, "accuracy": share})
+    frame = pd.DataFrame(rows, columns=[*comparison.table.columns, "source"])
+    frame["published"] = frame["published"].map({True: "true", False: "false"})
+    counts = dict.fromkeys(("n", "wanted", "method_version"), "Int64")  # whole numbers that may be absent
+    return frame.astype(counts).to_csv(index=False, lineterminator="\n")
+
+
+TEX = str.maketrans(
+    {c: f"\\{c}" for c in "_%&#${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "×": r"$\times$"}
+)
+
+
+def latex(comparison: Comparison) -> str:
+    """A floating table of two panels: the methods with their costs, and their modalities one by one."""
+    columns = _columns(comparison)
+    published = []
+    for row in comparison.published:
+        note = f"published; {row['protocol']}; {row['source']}".translate(TEX)
+        note = rf"\multicolumn{{5}}{{p{{0.6\linewidth}}}}{{{note}}}"
+        published.append(" & ".join([row["label"].translate(TEX), "-", _percent(row), note]) + r" \\")
+    lines = [
+        r"% needs \usepackage{booktabs,graphicx}",
+        r"\begin{table}[t]",
+        r"\centering",
+        rf"\caption[{comparison.title.translate(TEX)}]{{{' '.join(comparison.caption).translate(TEX)}}}",
+        rf"\label{{tab:{'-'.join(''.join(c if c.isalnum() else ' ' for c in comparison.title).split())}}}",
+        *_panel(comparison, [c for c in columns if "/" not in c.name], ["\\midrule", *published] if published else []),
+        r"\par\medskip",
+        *_panel(comparison, [c for c in columns if "/" in c.name]),
+        rf"\par\medskip\parbox{{\linewidth}}{{\footnotesize {' '.join(comparison.notes).translate(TEX)}}}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _panel(comparison: Comparison, columns: Sequence[_Column], more: Sequence[str] = ()) -> list[str]:
+    """A tabular of ``columns``, made smaller where it is wider than the text; ``more`` lines end it."""
+    above, rules, at = ["", ""], "", 3
+    for group, members in itertools.groupby(columns, key=lambda c: c.group):
+        span = len(list(members))
+        above += [rf"\multicolumn{{{span}}}{{c}}{{{group}}}"] if group else [""] * span
+        rules += rf"\cmidrule(lr){{{at}-{at + span - 1}}}" if group else ""
+        at += span
+    rows = [["method", "$n$", *(c.head.translate(TEX) for c in columns)]]
+    cells = [_cells(comparison, c, r"\textbf{{{}}}", r" $\pm$ ", "$-$") for c in columns]
+    names = (name.translate(TEX) for name in comparison.table["method"])
+    rows += map(list, zip(names, _counts(comparison), *cells, strict=True))
+    head, *body = (" & ".join(row) + r" \\" for row in rows)
+    return [
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{l{'r' * (len(columns) + 1)}}}",
+        r"\toprule",
+        *([" & ".join(above) + r" \\", rules] if rules else []),
+        head,
+        r"\midrule",
+        *body,
+        *more,
+        r"\bottomrule",
+        r"\end{tabular}}",
+    ]

@@ -1,0 +1,123 @@
+"""Metrics against scikit-learn, brute force and their laws."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+
+from balancebench_udi.metrics.predictions import accuracy, coalitions, imbalance, macro_f1, pack, shapley, unpack
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_accuracy_and_macro_f1_equal_scikit_learn_also_with_absent_classes(seed):
+    rng = np.random.default_rng(seed)
+    classes = int(rng.integers(2, 9))
+    n = int(rng.integers(1, 60))
+    told = rng.integers(0, rng.integers(1, classes + 1), n)  # often leaves the last classes out
+    true = rng.integers(rng.integers(0, classes), classes, n)
+    said, target = torch.from_numpy(told), torch.from_numpy(true)
+    assert accuracy(said, target) == pytest.approx(accuracy_score(true, told), abs=1e-12)
+    expected = f1_score(true, told, labels=list(range(classes)), average="macro", zero_division=0)
+    assert macro_f1(said, target, classes) == pytest.approx(expected, abs=1e-12)
+
+
+def test_macro_f1_counts_a_class_that_nobody_has_as_zero():
+    both = torch.tensor([0, 1, 0, 1])
+    assert macro_f1(both, both, 2) == 1.0
+    assert macro_f1(both, both, 4) == 0.5
+
+
+def test_coalitions_come_by_size_in_the_given_order():
+    assert coalitions(["b", "a"]) == [(), ("b",), ("a",), ("b", "a")]
+    assert len(coalitions(list("abcd"))) == 16
+
+
+def game(seed, names):
+    rng = np.random.default_rng(seed)
+    return {s: float(rng.random()) for s in coalitions(names)}
+
+
+def by_permutations(value, names):
+    """The mean marginal contribution over all orders of arrival."""
+    total = dict.fromkeys(names, 0.0)
+    orders = list(itertools.permutations(names))
+    for order in orders:
+        for i, m in enumerate(order):
+            before = tuple(k for k in names if k in order[:i])
+            after = tuple(k for k in names if k in order[: i + 1])
+            total[m] += value[after] - value[before]
+    return {m: v / len(orders) for m, v in total.items()}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("seed", range(4))
+def test_shapley_equals_the_mean_over_all_orders(seed, count):
+    names = list("edcba"[:count])
+    value = game(seed, names)
+    found = shapley(value, names)
+    assert list(found) == names
+    assert found == pytest.approx(by_permutations(value, names), abs=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_shapley_is_efficient(count):
+    names = list("abcd"[:count])
+    value = game(9, names)
+    assert sum(shapley(value, names).values()) == pytest.approx(value[tuple(names)] - value[()], abs=1e-12)
+
+
+def test_shapley_is_symmetric_and_gives_a_dummy_nothing():
+    names = ["a", "b", "c"]
+    size = {0: 0.1, 1: 0.4, 2: 0.7, 3: 0.9}
+    symmetric = {s: size[len(s)] for s in coalitions(names)}
+    assert shapley(symmetric, names) == pytest.approx(dict.fromkeys(names, 0.8 / 3))
+    useless = {s: 0.1 + 0.3 * ("a" in s) + 0.2 * ("b" in s) for s in coalitions(names)}
+    assert shapley(useless, names) == pytest.approx({"a": 0.3, "b": 0.2, "c": 0.0})
+
+
+def test_shapley_does_not_depend_on_the_names_order():
+    value = game(3, ["a", "b", "c"])
+    turned = {tuple(k for k in ("c", "a", "b") if k in s): v for s, v in value.items()}
+    assert shapley(turned, ["c", "a", "b"]) == pytest.approx(shapley(value, ["a", "b", "c"]))
+
+
+def test_imbalance():
+    assert imbalance({"a": 0.5, "b": 0.5}) == (0.0, 0.0)
+    assert imbalance({"a": 0.6, "b": 0.2}) == pytest.approx((0.4, 0.5))
+    assert imbalance({"a": 0.6, "b": 0.0}) == pytest.approx((0.6, 1.0))
+    assert imbalance({"a": 0.0, "b": 0.0}) == (0.0, 0.0)
+    assert imbalance({"a": 0.7}) == (0.0, 0.0)
+    absolute, relative = imbalance({"a": 0.6, "b": 0.3, "c": 0.0})
+    assert absolute == pytest.approx((0.3 + 0.6 + 0.3) / 3)
+    assert relative == pytest.approx(absolute / 0.9)
+    assert imbalance({"c": 0.0, "a": 0.6, "b": 0.3}) == pytest.approx((absolute, relative))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_relative_imbalance_of_two_lies_in_the_unit_interval_and_ignores_scale(seed):
+    a, b = np.random.default_rng(seed).random(2)
+    _, relative = imbalance({"a": a, "b": b})
+    assert 0.0 <= relative <= 1.0
+    assert imbalance({"a": 5 * a, "b": 5 * b})[1] == pytest.approx(relative)
+    assert imbalance({"a": b, "b": a})[1] == pytest.approx(relative)
+    assert math.isclose(relative, abs(a - b) / (a + b))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_predictions_survive_packing(seed):
+    rng = np.random.default_rng(seed)
+    values = torch.from_numpy(rng.integers(0, rng.choice([2, 10, 309, 65536]), rng.integers(0, 500)))
+    text = pack(values)
+    assert text.isascii()
+    again = unpack(text)
+    assert again.dtype == torch.int64
+    assert torch.equal(again, values)
+    assert pack(again) == text
+
+
+def test_predictions_packed_long_ago_can_be_read_and_are_small():
+    assert unpack("eNpjYGBkYGL4/x8AAxMCAg==").tolist() == [0, 1, 2, 65535]
+    assert len(pack(torch.zeros(10_000, dtype=torch.int64))) < 100

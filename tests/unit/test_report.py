@@ -1,0 +1,400 @@
+"""Comparison tables and their figure, on records made by hand: every expected number can be checked in one's head."""
+
+import copy
+import csv
+import itertools
+import math
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib
+import pandas as pd
+import pytest
+from PIL import Image
+
+from balancebench_udi.errors import UserError
+from balancebench_udi.report import figure, rendering
+from balancebench_udi.report.comparison import compare, write
+from balancebench_udi.report.figure import accuracy_against_imbalance
+
+GOLDEN = Path(__file__).parent / "golden"
+SPEC = {
+    "protocol": "quick",
+    "protocol_version": 1,
+    "dataset": "toy",
+    "dataset_version": 2,
+    "dataset_options": {"noise": 0.5, "shuffle": True},
+    "fingerprint": "0123456789ab",
+    "method_version": 1,
+    "method_options": {},
+    "encoders": {"audio": {"name": "mlp", "width": 8}, "visual": {"name": "digit"}},
+    "fusion": "concat",
+    "optimizer": {"name": "sgd", "lr": 0.1},
+    "schedule": {"name": "constant"},
+    "epochs": 4,
+    "batch_size": 32,
+    "precision": "fp32",
+    "test_each_epoch": False,
+}
+MACHINE = {"device_type": "cpu", "device": "Some CPU", "threads": 1, "torch": "2.0"}
+PUBLISHED = (
+    {"label": "OGM_x", "accuracy": 61.9, "source": "Peng et al., CVPR 2022 | table 1", "protocol": "100 % of the data"},
+    {"label": "PMR", "accuracy": None, "source": "Fan et al., CVPR 2023", "protocol": "no number given"},
+)
+
+
+def make(method, seed, accuracy, scores=None, *, spec=None, **changes):
+    """One record; ``changes`` are ``phases`` (cpu seconds, wall seconds, reused from), passes and machine."""
+    test = {"accuracy": accuracy, "macro_f1": accuracy / 2, "loss": 1.0}
+    test |= {"masked/audio": 0.5, "masked/visual": 0.25, "masked/audio+visual": accuracy, "masked/none": 0.25}
+    test |= {"shapley/audio": 0.25, "shapley/visual": -0.125, "imbalance": 0.375, "imbalance_relative": 1.0}
+    test |= scores or {}
+    phases = changes.get("phases", [(2.0, 9.0, None)])
+    return {
+        "key": f"{method}-{seed}",
+        "cell": f"cell-{method}",
+        "spec": {**copy.deepcopy(SPEC), "method": method, "seed": seed, **(spec or {})},
+        "result": {
+            "readings": {
+                "best_val": {"test": test},
+                "last": {"test": {**test, "accuracy": accuracy - 0.125}},
+                **changes.get("readings", {}),
+            },
+            "modalities": ["audio", "visual"],
+            "passes": changes.get(
+                "passes", {"forward": {"audio": 100, "visual": 100}, "backward": {"audio": 100, "visual": 100}}
+            ),
+        },
+        "cost": {"phases": [{"cpu_seconds": c, "seconds": w, "reused_from": r} for c, w, r in phases]},
+        "data": {"classes": ["x", "y", "z"], "facts": {"generated": True, "generated_part": "all of it"}},
+        "machine": {**MACHINE, **changes.get("machine", {})},
+    }
+
+
+COSTLY = {
+    "phases": [(1.5, 1.0, "another-run"), (1.5, 1.0, None)],
+    "passes": {"forward": {"audio": 250, "visual": 200}, "backward": {"audio": 125, "visual": 100}},
+}
+
+
+def joint(**changes):
+    """Accuracy 0.5, 0.625 and 0.75: mean 0.625, standard deviation exactly 0.125."""
+    shares = {"share/audio": 0.75, "share/visual": 0.5}
+    return [make("joint", seed, 0.5 + 0.125 * seed, shares, **changes) for seed in range(3)]
+
+
+def other(**changes):
+    """Two seeds, own heads instead of shares, 1.5 times the cost of :func:`joint`."""
+    heads = {"alone/audio": 0.75, "alone/visual": 0.625, "masked/visual": 0.5}
+    return [make("ogm_ge", seed, 0.75, heads, **{**COSTLY, **changes}) for seed in (0, 2)]
+
+
+def cells(comparison, method):
+    """The row of ``method`` in the Markdown table, head -> cell."""
+    lines = [line.strip("| ").split(" | ") for line in markdown(comparison).splitlines() if line.startswith("| ")]
+    return dict(zip(lines[0], next(line for line in lines if line[0] == method), strict=True))
+
+
+def markdown(comparison):
+    return rendering.markdown(comparison)
+
+
+@pytest.mark.parametrize("suffix", ["md", "csv", "tex"])
+def test_golden_table(tmp_path, suffix):
+    comparison = compare(joint() + other(), published=PUBLISHED, wanted=3, reference="joint")
+    paths = write(comparison, tmp_path / "new" / "folder")
+    assert [p.name for p in paths] == ["comparison.md", "comparison.csv", "comparison.tex"]
+    assert sorted(tmp_path.rglob("*.*")) == sorted(paths)  # no temporary file is left
+    path = next(p for p in paths if p.suffix == f".{suffix}")
+    assert path.read_bytes() == (GOLDEN / path.name).read_bytes()
+
+
+def test_golden_text():
+    comparison = compare(joint() + other(), published=PUBLISHED, wanted=3, reference="joint")
+    assert comparison.text().splitlines() == [
+        "toy, protocol quick v1",
+        "method    n     accuracy  macro-F1   audio  visual  imbalance  passes  seconds",
+        "joint   3/3  62.5 ± 12.5      31.2  75.0 s  50.0 s       37.5    1.00     1.00",
+        "ogm_ge  2/3   75.0 ± 0.0      37.5  75.0 a  62.5 a       37.5    1.50     1.50",
+        "a: own head; s: share of the fused logits; passes and seconds relative to joint",
+        "Every phase of a run is read at its epoch with the best validation accuracy; the test split had no",
+        "part in it.",
+    ]
+
+
+def test_same_records_in_another_order_give_the_same_bytes(tmp_path):
+    one, two = joint(), other()
+    write(compare(one + two, reference="joint"), tmp_path / "a")
+    write(compare([one[2], two[1], one[0], two[0], one[1]], reference="joint"), tmp_path / "b")
+    for suffix in ("md", "csv", "tex"):
+        assert (tmp_path / f"a/comparison.{suffix}").read_bytes() == (tmp_path / f"b/comparison.{suffix}").read_bytes()
+
+
+def test_methods_come_in_the_order_of_their_first_record():
+    assert list(compare(other() + joint()).table["method"]) == ["ogm_ge", "joint"]
+
+
+def test_mean_and_sample_standard_deviation():
+    row = compare(joint()).table.iloc[0]
+    assert row["accuracy"] == 0.625
+    assert row["accuracy_sd"] == 0.125  # with N in the denominator it were 0.102
+    assert cells(compare(joint()), "joint")["accuracy"] == "62.5 ± 12.5"
+
+
+def test_one_seed_has_no_standard_deviation():
+    comparison = compare(joint()[:1], wanted=3)
+    assert math.isnan(comparison.table["accuracy_sd"][0])
+    assert cells(comparison, "joint")["accuracy"] == "50.0"
+    assert cells(comparison, "joint")["n"] == "1 of 3"
+    assert "50.0 " in comparison.text()
+
+
+def test_seeds_that_are_missing_are_named():
+    comparison = compare(joint() + other(), wanted=5)
+    assert cells(comparison, "ogm_ge")["n"] == "2 of 5"
+    assert "over n of 5 seeds (0, 1, 2; ogm_ge has 0, 2)" in comparison.caption[2]
+
+
+def test_scores_that_a_method_lacks_are_dashes():
+    comparison = compare(joint() + other())
+    assert cells(comparison, "joint")["alone audio"] == "-"
+    assert cells(comparison, "ogm_ge")["share visual"] == "-"
+    assert cells(comparison, "ogm_ge")["alone visual"] == "62.5 ± 0.0"  # alone in its column: nothing to be best of
+
+
+def test_best_of_each_accuracy_column_is_bold_ties_too():
+    tied = [make("tied", seed, 0.7499, {"imbalance": 0.5}) for seed in (0, 1)]  # prints as 75.0
+    comparison = compare(joint() + other() + tied)
+    assert cells(comparison, "ogm_ge")["accuracy"] == "**75.0** ± 0.0"
+    assert cells(comparison, "tied")["accuracy"] == "**75.0** ± 0.0"
+    assert cells(comparison, "joint")["accuracy"] == "62.5 ± 12.5"
+    assert "**" not in cells(comparison, "tied")["imbalance absolute"]
+
+
+def test_negative_contributions_keep_their_sign_and_zero_has_none():
+    comparison = compare([make("joint", 0, 0.5, {"shapley/audio": -1e-9})])
+    assert cells(comparison, "joint")["Shapley visual"] == "-12.5"
+    assert cells(comparison, "joint")["Shapley audio"] == "0.0"
+
+
+def test_reading_decides_the_numbers():
+    assert compare(joint(), "last").table["accuracy"][0] == 0.5
+    assert "last epoch" in compare(joint(), "last").caption[3]
+
+
+def test_best_test_says_so_in_every_rendering(tmp_path):
+    reading = {"best_test": {"test": joint()[0]["result"]["readings"]["best_val"]["test"]}}
+    comparison = compare([make("joint", 0, 0.5, readings=reading)], "best_test")
+    for path in write(comparison, tmp_path):
+        assert (
+            "best_test" in path.read_text()
+            if path.suffix == ".csv"
+            else "selected on the test split" in path.read_text()
+        )
+    assert "selected on the test split" in comparison.text()
+
+
+def test_best_test_needs_runs_that_have_it():
+    with pytest.raises(
+        UserError, match="best_test needs runs with test evaluated each epoch, found none in joint seed 0"
+    ):
+        compare(joint(), "best_test")
+
+
+def test_costs_relative_to_the_reference():
+    table = compare(joint() + other(), reference="joint").table.set_index("method")
+    assert table["passes"].tolist() == [600, 900]  # 200 + 2 * 200, 450 + 2 * 225
+    assert table["passes_relative"].tolist() == [1, 1.5]
+    assert table["seconds_relative"].tolist() == [1, 1.5]  # of the CPU: (1.5 + 1.5) / 2
+    assert table["spent_relative"].tolist() == [1, 0.75]  # 1.5 / 2: the reused phase is not paid again
+
+
+def test_a_gpu_is_timed_by_the_wall_clock():
+    gpu = {"machine": {"device_type": "cuda", "device": "Some GPU"}}
+    comparison = compare(joint(**gpu) + other(**gpu), reference="joint")
+    assert comparison.table["seconds_relative"].tolist() == [1, 2 / 9]
+    assert "elapsed seconds" in comparison.notes[-2]
+    assert "CPU seconds" in compare(joint(), reference="joint").notes[-2]
+
+
+def test_seconds_of_different_machines_are_not_compared():
+    comparison = compare(joint() + other(machine={"device": "A faster CPU"}), reference="joint")
+    assert cells(comparison, "ogm_ge")["seconds / joint"] == "-"
+    assert cells(comparison, "ogm_ge")["passes / joint"] == "1.50"
+    assert "Not on the machine of joint, so without seconds: ogm_ge" in comparison.notes[-1]
+
+
+@pytest.mark.parametrize("reference", [None, "absent"])
+def test_without_the_reference_there_are_no_ratios(reference):
+    comparison = compare(joint() + other(), reference=reference)
+    assert cells(comparison, "ogm_ge")["passes"] == "-"
+    assert cells(comparison, "ogm_ge")["seconds"] == "-"
+    assert "which is not in the table" in comparison.notes[-2]
+    assert comparison.table["passes"].tolist() == [600, 900]
+
+
+def test_records_of_a_method_may_differ_in_the_seed_only():
+    mixed = [*joint(), make("joint", 3, 0.5, spec={"method_options": {"alpha": 0.8}, "method_version": 2})]
+    with pytest.raises(
+        UserError, match=re.escape("method_version 1 and 2, method_options.alpha absent and 0.8 (seeds 0 and 3)")
+    ):
+        compare(mixed)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("protocol_version", 2, "protocol_version 1 and 2"),
+        ("dataset", "tic", "dataset toy and tic"),
+        ("dataset_options", {"noise": 0.25, "shuffle": True}, "dataset_options.noise 0.5 and 0.25"),
+        ("fingerprint", "f" * 12, "fingerprint 0123456789ab and ffffffffffff"),
+        ("encoders", {**SPEC["encoders"], "visual": {"name": "mlp"}}, "encoders.visual.name digit and mlp"),
+        ("fusion", "sum", "fusion concat and sum"),
+        ("optimizer", {"name": "sgd", "lr": 0.2}, "optimizer.lr 0.1 and 0.2"),
+        ("schedule", {"name": "step"}, "schedule.name constant and step"),
+        ("epochs", 5, "epochs 4 and 5"),
+        ("batch_size", 64, "batch_size 32 and 64"),
+        ("precision", "bf16", "precision fp32 and bf16"),
+    ],
+)
+def test_methods_of_a_table_share_one_protocol(field, value, named):
+    with pytest.raises(UserError, match=re.escape(f"found {named} (joint and ogm_ge)")):
+        compare([*joint(), make("ogm_ge", 0, 0.5, spec={field: value})])
+
+
+def test_what_belongs_to_the_method_may_differ_between_methods():
+    free = {"method_version": 7, "method_options": {"alpha": 1}, "test_each_epoch": True}
+    assert len(compare([*joint(), make("ogm_ge", 0, 0.5, spec=free)]).table) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"records": []}, "needs at least one record"),
+        ({"select": "best"}, "select must be one of last, best_val, best_test, found 'best'"),
+        ({"records": [*joint(), make("joint", 1, 0.5)]}, "found two records of joint seed 1"),
+        ({"wanted": 2}, "found 2 < 3"),
+        ({"published": [{"label": "x", "accuracy": 1.0, "source": "y"}]}, "found no protocol"),
+        ({"published": [{**PUBLISHED[0], "accuracy": 619}]}, "in percent, 0 to 100, found 619"),
+        ({"published": [{**PUBLISHED[0], "accuracy": "61.9"}]}, "in percent, 0 to 100, found '61.9'"),
+    ],
+)
+def test_refusals(arguments, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        compare(**{"records": joint(), **arguments})
+
+
+def test_published_numbers_stay_out_of_ours(tmp_path):
+    alone, beside = (compare(joint(), published=rows) for rows in ((), PUBLISHED))
+    pd.testing.assert_frame_equal(alone.table, beside.table)
+    assert "Published" not in markdown(alone)
+    frame = pd.read_csv(write(beside, tmp_path)[1])
+    assert frame["published"].tolist() == [False, True, True]
+    assert frame["accuracy"][1] == pytest.approx(0.619)
+    assert math.isnan(frame["accuracy"][2])
+    assert frame["source"][2] == "Fan et al., CVPR 2023"
+
+
+def test_csv_holds_full_precision(tmp_path):
+    records = [make("joint", seed, accuracy) for seed, accuracy in enumerate((0.1, 1 / 3, 0.7))]
+    comparison = compare(records)
+    (row,) = csv.DictReader(write(comparison, tmp_path)[1].open())
+    assert (
+        float(row["accuracy"]) == comparison.table["accuracy"][0] == pytest.approx((0.1 + 1 / 3 + 0.7) / 3, abs=1e-15)
+    )
+    assert float(row["accuracy_sd"]) == comparison.table["accuracy_sd"][0]
+
+
+def test_latex_escapes_what_it_must(tmp_path):
+    rows = [{"label": "50%_a&b", "accuracy": 1, "source": "~x^2 {y} #1 $", "protocol": "a\\b"}]
+    text = write(compare(joint(), published=rows), tmp_path)[2].read_text()
+    assert r"50\%\_a\&b" in text
+    assert r"\textasciitilde{}x\textasciicircum{}2 \{y\} \#1 \$" in text
+    assert r"a\textbackslash{}b" in text
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+
+
+def test_text_of_three_modalities_fits_a_terminal():
+    records = [r for name in ("a_method_of_a_long_name", "joint") for r in joint() for r["spec"]["method"] in (name,)]
+    names = ("spectrogram", "visual", "language")
+    for record in records:
+        scores = {"accuracy": 1.0, "macro_f1": 1.0, "imbalance": 1.0, "imbalance_relative": 1.0}
+        scores |= {f"{kind}/{m}": 1.0 for kind in ("masked", "shapley") for m in names}
+        record["spec"]["encoders"] = {m: {"name": "mlp"} for m in names}
+        record["result"] |= {"modalities": list(names), "readings": {"best_val": {"test": scores}}}
+    text = compare(records, wanted=10, reference="joint").text()
+    assert max(map(len, text.splitlines())) <= 100
+    assert "100.0 m" in text
+    assert "m: the others masked" in text
+
+
+def test_a_folder_that_cannot_be_is_one_sentence(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(UserError, match="a file lies where a folder should be"):
+        write(compare(joint()), tmp_path / "taken")
+
+
+NAMES = ["joint", "uniform", "unimodal", "ensemble", "ogm", "ogm_ge", "agm", "pmr", "mmpareto", "udi"]
+
+
+def crowded():
+    """Ten methods: seven within one point of each other, two apart, and the best far away."""
+    places = [(0.300 + 0.002 * (i % 3), 0.750 + 0.001 * i) for i in range(7)] + [(0.2, 0.7), (0.15, 0.76), (0.05, 0.9)]
+    return compare(
+        [
+            make(name, seed, accuracy + 0.004 * seed, {"imbalance": imbalance - 0.004 * seed})
+            for name, (imbalance, accuracy) in zip(NAMES, places, strict=True)
+            for seed in range(3)
+        ]
+    )
+
+
+def test_figure_files_are_valid_and_always_the_same(tmp_path):
+    before = dict(matplotlib.rcParams)
+    first = accuracy_against_imbalance(crowded(), tmp_path / "a")
+    second = accuracy_against_imbalance(crowded(), tmp_path / "b")
+    assert [p.name for p in first] == ["accuracy_against_imbalance.svg", "accuracy_against_imbalance.png"]
+    for a, b in zip(first, second, strict=True):
+        assert a.read_bytes() == b.read_bytes()
+    assert dict(matplotlib.rcParams) == before
+    assert sorted((tmp_path / "a").iterdir()) == sorted(first)
+
+    svg = first[0].read_text()
+    assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+    assert "dc:date" not in svg
+    for label in [*NAMES, "toy, protocol quick v1, best_val", "test accuracy (%)"]:
+        assert f"<!-- {label} -->" in svg
+    with Image.open(first[1]) as image:
+        image.verify()
+        assert image.size == (960, 660)
+
+
+def test_figure_labels_overlap_neither_each_other_nor_points_nor_the_edge():
+    comparison = crowded()
+    with matplotlib.rc_context(figure.STYLE):
+        axes = figure._draw(comparison).axes[0]
+        boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert list(boxes) == NAMES
+    for (a, box), (b, another) in itertools.combinations(boxes.items(), 2):
+        assert not box.overlaps(another), f"{a} and {b} overlap"
+    places = axes.transData.transform(comparison.table[["imbalance", "accuracy"]].to_numpy() * 100)
+    for name, box in boxes.items():
+        assert not any(box.contains(*place) for place in places), f"{name} hides a point"
+        assert axes.bbox.contains(box.x0, box.y0), f"{name} leaves the figure"
+        assert axes.bbox.contains(box.x1, box.y1), f"{name} leaves the figure"
+
+
+def test_figure_of_one_run_and_of_equal_points(tmp_path):
+    accuracy_against_imbalance(compare([make("joint", 0, 0.5)]), tmp_path)
+    equal = compare([make(name, 0, 0.5) for name in NAMES])
+    assert all(path.stat().st_size > 1000 for path in accuracy_against_imbalance(equal, tmp_path))
+
+
+def test_pareto_front():
+    points = pd.DataFrame(
+        {"imbalance": [30, 10, 20, 20, 5, 5], "accuracy": [90, 70, 80, 60, 50, 50]}, index=list("abcdef")
+    )
+    assert list(figure._front(points).index) == ["e", "b", "c", "a"]  # d is beaten by c, f is no better than e
+    points.loc["g"] = (1, 95)
+    assert list(figure._front(points).index) == ["g"]
