@@ -97,7 +97,7 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, list | tuple):
-            raise UserError(f"{name} must be a list, found {value!r}")
+            items = [items]
         return tuple(_coerce(name, item, arguments[0]) for item in items)
     if hint is bool:
         text = str(value).lower()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from balancebench_udi import Batch, Options, Output, Strategy, Task, option
-from balancebench_udi.grads import dot, norm
+from balancebench_udi.grads import dot, gradients, norm
 from balancebench_udi.strategy import accuracy
 
 TINY = 1e-12
@@ -116,13 +116,13 @@ class MMPareto(Strategy):
         encoders = {m: list(self.model.encoders[m].parameters()) for m in own}
         fusion = list(self.model.fusion.parameters())
         every = [*fusion, *(p for parameters in encoders.values() for p in parameters)]
-        multimodal = dict(zip(every, take_gradients(fused, every, retain_graph=True), strict=True))
+        multimodal = dict(zip(every, gradients(fused, every, retain_graph=True), strict=True))
         total, logs = self.total(fused, own)
         for p in fusion:
             p.grad = multimodal[p]
         for m, parameters in encoders.items():
             head = list(self.heads[m].parameters())
-            unimodal = take_gradients(own[m], [*parameters, *head])
+            unimodal = gradients(own[m], [*parameters, *head])
             g_mm, g_m = [multimodal[p] for p in parameters], unimodal[: len(parameters)]
             combined, weight, cosine = combine(g_mm, g_m, self.options.gamma, self.options.rescale)
             for p, g in zip([*parameters, *head], [*combined, *unimodal[len(parameters) :]], strict=True):
@@ -130,21 +130,6 @@ class MMPareto(Strategy):
             logs.update({f"weight/{m}": weight, f"cosine/{m}": cosine})
         self.task.optimizer.step()
         return {"loss": total.detach(), "accuracy": accuracy(output.logits, batch.target), **logs}
-
-
-def take_gradients(loss: Tensor, parameters: Sequence[nn.Parameter], retain_graph: bool = False) -> list[Tensor]:
-    """d loss / d parameters alone, and ``.grad`` empty again; zeros where the loss does not reach a parameter.
-
-    Through ``.grad``, because it has the parameter's memory layout: ``torch.autograd.grad`` may return another one
-    (channels last), which the fused optimisers read wrongly.
-    """
-    for p in parameters:
-        p.grad = None
-    loss.backward(inputs=list(parameters), retain_graph=retain_graph)
-    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    for p in parameters:
-        p.grad = None
-    return found
 
 
 def combine(g_mm: list[Tensor], g_m: list[Tensor], gamma: float, rescale: str) -> tuple[list[Tensor], Tensor, Tensor]:

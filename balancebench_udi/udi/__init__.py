@@ -121,7 +121,8 @@ class UDI(BranchStrategy):
         # Which modality leads is known only later: there is one network for every pair of widths that can occur.
         sizes = list(self.model.feature_sizes.values())
         pairs = {(x, y) for i, x in enumerate(sizes) for j, y in enumerate(sizes) if i != j}
-        self.aux_q = nn.ModuleDict({f"{x}x{y}": self._make_q(x, y) for x, y in sorted(pairs)})
+        with seeded(self.seed, "q"):
+            self.aux_q = nn.ModuleDict({f"{x}x{y}": self._make_q(x, y) for x, y in sorted(pairs)})
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -291,7 +292,7 @@ class UDI(BranchStrategy):
         return self.aux_q[f"{x}x{y}"]  # type: ignore[return-value]
 
     def _fit(self, phase: Follow, anchor: Tensor, follower: Tensor) -> Tensor:
-        return self._q(phase).fit(self._scaled(anchor), self._scaled(follower.detach()), self.options.q_steps)
+        return self._q(phase).fit(self._scaled(anchor), self._scaled(follower), self.options.q_steps)
 
     def _scaled(self, features: Tensor) -> Tensor:
         return F.layer_norm(features, features.shape[1:]) if self.options.normalise == "layernorm" else features

@@ -1,11 +1,11 @@
 """AGM against an independent implementation with hooks and whole-network passes, and its laws.
 
-Planted bugs, each caught here: sign flipped; tau and r exchanged; sign of the score; r inverted; M / (M-1) missing; half
-term of the own modality missing; kappas on the wrong modality; probability floor missing; cap ignored; batch norm in
-train mode in the ablated passes; model left in eval mode; every module put to train mode; ablated passes without
-gradient, or made before the training pass; features at zero for inputs at zero; full pass in eval mode; running mean
-before tau, as a moving average, or only inside the window; running means or step count not saved; clip always, never,
-on the fusion alone, or outside the window; surrogate's value reported as the loss; hidden samples shown.
+Planted bugs, each caught here: sign flipped; tau and r exchanged; sign of the score; r inverted; M / (M-1) missing;
+half term of the own modality missing; kappas on the wrong modality; probability floor missing; cap ignored; batch norm
+in train mode in the ablated passes; model left in eval mode; every module put to train mode; ablated passes
+without gradient, or made before the training pass; features at zero for inputs at zero; full pass in eval mode; running
+mean before tau, as a moving average, or only inside the window; running means or step count not saved; clip always,
+never, on the fusion alone, or outside the window; surrogate's value reported as the loss; hidden samples shown.
 """
 
 import copy

@@ -1,11 +1,12 @@
 """MMPareto against an independent float64 loop written from the paper's rule, and its invariants.
 
 Planted bugs that were tried, each of which made a test here fail: gradients not cleared between the backward calls;
-the two weights swapped; the min-norm branch never taken; the min-norm branch always taken; cosine 0 averaged; gamma
-applied to the heads; gamma applied to the fusion; gamma left out; the factor 2 left out; the magnitude restored per
-encoder where it should be per tensor, and the other way round; no lower bound 1 on the rescaling; the norm's guard
-left out; batch norm left out of the gradient vectors; gradients in another memory layout than their parameters; a
-unimodal loss that reaches another encoder.
+the two weights swapped; the weight's numerator of the other gradient; the min-norm branch never taken; the min-norm
+branch always taken; cosine 0 averaged; gamma applied to the heads; gamma applied to the fusion; gamma left out; the
+factor 2 left out; the magnitude restored per encoder where it should be per tensor, and the other way round; no lower
+bound 1 on the rescaling; the guards of the norms and of the weight left out; batch norm left out of the gradient
+vectors; a unimodal loss that reaches another encoder, or holds another modality's loss; idle unimodal heads; gradients
+that keep another memory layout than their parameters.
 """
 
 from __future__ import annotations
@@ -289,20 +290,16 @@ def test_degenerate_gradients_stay_finite(rescale: str) -> None:
 
 
 def test_gradients_have_the_layout_of_their_parameters() -> None:
-    """Inputs in channels_last: a fused optimiser reads gradients of another layout wrongly, without a word."""
-    bundle = tiny_bundle(kind="image")
-    modalities = {
-        m: dataclasses.replace(x, transform=lambda v, g=None: v.contiguous(memory_format=torch.channels_last))
-        for m, x in bundle.modalities.items()
-    }
-    strategy, found, _ = one_step(dataclasses.replace(bundle, modalities=modalities), MMPareto, None, ("visual",))
-    expected, gradients, _ = one_step(bundle, MMPareto, None, ("visual",))
-    for name, p in strategy.named_parameters():
-        assert found[name].stride() == p.stride(), name
-        torch.testing.assert_close(found[name], gradients[name], rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(
-        dict(strategy.named_parameters()), dict(expected.named_parameters()), rtol=1e-4, atol=1e-5
-    )
+    """Convolutions may return channels_last gradients for weights that are not; a fused optimiser misreads those."""
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        trainer = make_trainer(tiny_bundle(kind="image"), MMPareto)
+        oppose(trainer, "visual")
+        trainer.strategy.model.to(memory_format=layout)
+        run_steps(trainer, 2)
+        found.append(dict(trainer.strategy.named_parameters()))
+        assert all(p.grad is not None and p.grad.stride() == p.stride() for p in found[-1].values())
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("modalities", [2, 3])

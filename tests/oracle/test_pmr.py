@@ -1,11 +1,13 @@
 """PMR against an independent float64 loop written from the paper's formulas, and its invariants.
 
-Planted bugs that were tried, each of which made a test here fail: the ratio of the scores inverted; squared distances;
-distances without the root's guard (NaN at 0); prototypes in train mode; prototypes of the whole train split; prototypes
-of the validation split; momentum the wrong way round; momentum already at the first computation; no update after an
-epoch; the entropy's sign; coefficients not detached; beta and gamma swapped; the window's last epoch left out; the
-entropy's last epoch included; the sum over the batch in place of the mean in PCE; the class mask left out; the subset
-drawn anew on resume.
+Planted bugs that were tried, each of which made a test here fail: the ratio of the scores inverted, with clipped and
+with hard coefficients; beta and gamma swapped; no guard for scores of zero; coefficients not detached; squared
+distances; distances with a plain root (NaN at 0); a temperature of 2; prototypes in train mode; prototypes of the whole
+train split; prototypes of the validation split; momentum the wrong way round; momentum already at the first
+computation; no update after an epoch; updates that never stop; the entropy's sign; the entropy in all epochs; the
+entropy's last epoch included; the window's last epoch left out; the sum over the batch in place of the mean in PCE; the
+class mask left out, or made of -inf; absent classes divided by zero; the subset not stratified, drawn from the global
+generator, or not saved.
 """
 
 from __future__ import annotations

@@ -152,8 +152,8 @@ class Oracle:
                 p -= LR * v
         if self.o.q_order == "after":
             fitted = self.fit(batch, features)
-        logs = {f"loss/{n}": float(v) for n, v in losses.items()}
-        logs.update({"loss": float(total), "loss/q": fitted})
+        logs = {f"loss/{n}": float(v.detach()) for n, v in losses.items()}
+        logs.update({"loss": float(total.detach()), "loss/q": fitted})
         logs.update({"alpha/consistency": self.alpha[0], "alpha/complementarity": self.alpha[1]})
         state = {f"encoder.{n}": v for n, v in self.encoder.state_dict().items()}
         state.update({f"head.{n}": v for n, v in self.head.state_dict().items()})
@@ -221,15 +221,15 @@ class Oracle:
         return float(loss.detach())
 
 
-ORACLES: list[tuple[int, dict[str, Any]]] = [
-    (0, {}),
-    (0, {"similarity": "cosine", "reduction": "sum", "normalise": "none", "q_order": "after", "smoothing": 0.3}),
-    (2, {"align": "features", "variance": "one", "temperature": 2.0, "q_steps": 2, "unaligned": "hold"}),
+ORACLES: list[tuple[int, int, dict[str, Any]]] = [
+    (2, 0, {}),
+    (3, 0, {}),
+    (2, 0, {"similarity": "cosine", "reduction": "sum", "normalise": "none", "q_order": "after", "smoothing": 0.3}),
+    (2, 2, {"align": "features", "variance": "one", "temperature": 2.0, "q_steps": 2, "unaligned": "hold"}),
 ]
 
 
-@pytest.mark.parametrize("modalities", [2, 3])
-@pytest.mark.parametrize(("seed", "values"), ORACLES)
+@pytest.mark.parametrize(("modalities", "seed", "values"), ORACLES)
 def test_first_updates_equal_the_loop(modalities: int, seed: int, values: dict[str, Any]) -> None:
     """Three epochs of three updates of every follower: weights, batch statistics, q, and everything logged."""
     options = UDIOptions(follower_epochs=3, q_hidden=16, q_warmup_epochs=0, **values)
@@ -237,7 +237,8 @@ def test_first_updates_equal_the_loop(modalities: int, seed: int, values: dict[s
     trainer = make_trainer(bundle, Spied, options, epochs=2, batch_size=12, schedule={"name": "constant"})
     trainer.run()
     starts = trainer.strategy.starts
-    assert [s.names for s in starts] == [(trainer.strategy.anchor, m) for m in bundle.modalities if m != s.names[0]]
+    anchor = trainer.strategy.anchor
+    assert [s.names for s in starts] == [(anchor, m) for m in bundle.modalities if m != anchor]
     for start in starts:
         assert len(start.batches) == 9
         alphas = []
@@ -252,7 +253,7 @@ def test_first_updates_equal_the_loop(modalities: int, seed: int, values: dict[s
             alphas.append((logs["alpha/consistency"], logs["alpha/complementarity"]))
         if start is starts[0]:  # the case is worth its name: both terms at once, and neither, or what was held
             assert any(0.01 < con < 1 and 0.01 < com < 1 for con, com in alphas)
-            assert (0, 0) in alphas or options.unaligned == "hold" and alphas[3] == alphas[6]
+            assert (0, 0) in alphas or (options.unaligned == "hold" and alphas[3] == alphas[6])
 
 
 # -- helpers of the invariants ---------------------------------------------------------------------------------------
@@ -282,8 +283,13 @@ def assert_same_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> 
         assert torch.equal(value, second[name]), name
 
 
-def comparable(result: dict[str, Any]) -> str:
+def comparable(result: Any) -> str:
     return json.dumps(result, sort_keys=True)
+
+
+def unshared(curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the read-out ``share``, which the method of the best single modality does not have."""
+    return [{**c, "val": {n: v for n, v in c["val"].items() if not n.startswith("share/")}} for c in curves]
 
 
 # -- invariants ------------------------------------------------------------------------------------------------------
@@ -299,21 +305,20 @@ def test_the_anchor_stands_still(modalities: int) -> None:
             seen.append({m: branch(trainer, m) for m in self.modalities})
             super().begin_epoch()
 
-    trainer = make_trainer(small(modalities), Watched, brief(), **BRIEF)
+    bundle = small(modalities)
+    trainer = make_trainer(bundle, Watched, brief(), **BRIEF)
     trainer.run()
     anchor = trainer.strategy.anchor
     follow = [s for s, c in zip(seen, trainer.progress.curves, strict=True) if c["phase"].startswith("follow/")]
     assert len(follow) == 2 * (modalities - 1)
-    kept = {n: v for n, v in trainer.progress.snapshots[list(seen[0]).index(anchor)]["best_val"]["tensors"].items()}
     assert {s[anchor] for s in follow} == {branch(trainer, anchor)}
     own = trainer.strategy.state_dict()
+    kept = trainer.progress.snapshots[list(bundle.modalities).index(anchor)]["best_val"]["tensors"]
     assert all(torch.equal(own[n], v) for n, v in kept.items())
     if modalities == 3:
-        first = next(m for m in seen[0] if m != anchor)
-        second = [
-            s for s, c in zip(seen, trainer.progress.curves, strict=True) if c["phase"] not in ("follow/" + first,)
-        ]
-        assert len({s[first] for s in second if s in follow}) == 1
+        first, second = (m for m in bundle.modalities if m != anchor)
+        assert follow[2][first] == follow[3][first] == branch(trainer, first)  # its own phase is over
+        assert follow[0][second] != branch(trainer, second)
 
 
 class Dropping(UDI):
@@ -380,10 +385,6 @@ class Silenced(Unstreamed):
             torch.random.default_generator.manual_seed(derive(0, "global", index, self.task.epoch))
 
 
-class Static(Silenced):
-    pass
-
-
 @pytest.mark.parametrize(
     "values",
     [{}, {"estimator": "sampled"}, {"weights": "static", "alpha_con": 0, "alpha_com": 0}],
@@ -409,10 +410,13 @@ def test_with_weight_it_does_not() -> None:
     """The comparison above can fail."""
     trainer = make_trainer(small(), Unstreamed, brief(weights="static"), epochs=3, batch_size=12)
     trainer.run()
-    alone, _, follow = (s["last"]["tensors"] for s in trainer.progress.snapshots)
-    assert trainer.progress.costs[2]["phase"] == "follow/visual"
-    name = "heads.visual.weight"
-    assert not torch.equal(trainer.progress.snapshots[1]["last"]["tensors"][name], follow[name])
+    m = trainer.progress.costs[2]["phase"].removeprefix("follow/")
+    tensors = {
+        c["phase"]: s["last"]["tensors"]
+        for c, s in zip(trainer.progress.costs, trainer.progress.snapshots, strict=True)
+    }
+    name = f"heads.{m}.weight"
+    assert not torch.equal(tensors[f"alone/{m}"][name], tensors[f"follow/{m}"][name])
 
 
 def test_one_modality_is_that_modality_alone() -> None:
@@ -420,8 +424,11 @@ def test_one_modality_is_that_modality_alone() -> None:
     result, strategy = train(bundle, "udi", brief(), **BRIEF)
     other, unimodal = train(bundle, "unimodal", **BRIEF)
     assert strategy.facts()["anchor"] == "audio"
-    assert result["readings"] == other["readings"]
-    assert result["curves"] == other["curves"]
+    assert unshared(result["curves"]) == unshared(other["curves"])
+    found, expected = result["readings"]["best_val"], other["readings"]["best_val"]
+    assert found["epochs"] == expected["epochs"]
+    assert found["test"]["loss"] == expected["test"]["loss"]
+    assert all(found["predictions"][n] == v for n, v in expected["predictions"].items())
     inputs = bundle.test.inputs
     strategy.eval()
     assert torch.equal(strategy.predict(inputs).logits, strategy.branch("audio", inputs)[1])
@@ -461,7 +468,7 @@ def test_the_anchor_can_be_named(name: str) -> None:
 
 def test_facts_are_what_validation_said() -> None:
     """Of the kept epoch of each branch; and the anchor follows from them."""
-    bundle = tiny_bundle(3, n=(48, 16, 16))
+    bundle = tiny_bundle(3, n=(48, 64, 16))
     result, strategy = train(bundle, "udi", brief(), epochs=3)
     facts = json.loads(json.dumps(strategy.facts()))
     assert list(facts) == ["anchor", "validation_accuracy", "validation_entropy"]
@@ -516,6 +523,7 @@ def test_first_phase_is_that_of_unimodal_and_ensemble(tmp_path: Path, first: str
     found = reusing.run()["result"]
     reused = [c["reused_from"] is not None for c in reusing.progress.costs]
     assert reused == [True] * 3 + [False] * 2
+    found["curves"], expected["curves"] = unshared(found["curves"]), unshared(expected["curves"])
     assert comparable(found) == comparable(expected)
     assert state_digest(reusing.strategy) == state_digest(alone.strategy)
 
@@ -584,7 +592,7 @@ def validation(strategy: UDI, bundle: Bundle) -> list[tuple[str, Tensor]]:
 
 OTHERS: dict[str, dict[str, Any]] = {
     "checkpoint": {"checkpoint": "last"},
-    "anchor": {"anchor": "visual"},
+    "anchor": {"anchor": "visual"},  # audio by itself
     "tie": {"tie": 100},
     "follower_epochs": {"follower_epochs": 3},
     "warm_start": {"warm_start": True},
@@ -611,7 +619,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 def outcome(values: dict[str, Any]) -> str:
-    bundle = small(seed=0)
+    bundle = tiny_bundle(2, n=(48, 16, 16), seed=9)  # entropy and accuracy disagree, and gradients do in some epoch
     trainer = make_trainer(bundle, "udi", brief(**values), epochs=5, batch_size=12)
     result = trainer.run()["result"]
     return comparable(result["curves"]) + comparable(result["readings"]) + state_digest(trainer.strategy.heads)
@@ -634,7 +642,7 @@ def test_no_option_is_without_effect(name: str, default_outcomes: dict[str, str]
 
 def test_cost_in_passes() -> None:
     """36 samples, 2 epochs: alone 2 x 36 each; a follower 2 x 36 + 2 batches of 12; the warm-up 36 of both."""
-    result, strategy = train(small(3), "udi", brief(anchor="audio"), **BRIEF)
+    result, _ = train(small(3), "udi", brief(anchor="audio"), **BRIEF)
     follow = 2 * 36 + 2 * 12 + 36
     assert result["passes"]["forward"] == {"audio": 72 + 2 * follow, "visual": 72 + follow, "text": 72 + follow}
     back = 72 + 72 + 2 * 12 * 3

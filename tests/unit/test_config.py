@@ -83,7 +83,6 @@ def test_whole_numbers_are_exact_however_large():
         ({"alpha": "nan"}, "alpha must be a number, found nan"),
         ({"cap": 0}, "cap must be > 0, found 0.0"),
         ({"shape": "line"}, "shape must be one of step, cosine, found line"),
-        ({"window": 3}, "window must be a list, found 3"),
         ({"window": [0.0, 1.5]}, "window must be <= 1, found 1.5"),
         ({"loud": "perhaps"}, "loud must be true or false, found 'perhaps'"),
     ],
@@ -112,7 +111,12 @@ def test_nan_inside_a_list_is_refused():
         Free(window="0.5,nan")
 
 
-@pytest.mark.parametrize("value", ["0.5", [0.1, 0.2, 0.3], []])
+@pytest.mark.parametrize("value", [3, "3", [3], "3.0"])
+def test_one_value_is_a_list_of_one(value):
+    assert Example(sizes=value).sizes == (3,)
+
+
+@pytest.mark.parametrize("value", [0.5, "0.5", [0.1, 0.2, 0.3], []])
 def test_a_pair_holds_exactly_two(value):
     with pytest.raises(UserError, match="window"):
         Example(window=value)
