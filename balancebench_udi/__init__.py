@@ -6,7 +6,7 @@ A third-party method imports from here and nowhere else::
 """
 
 from balancebench_udi._version import __version__
-from balancebench_udi.config import Options, option
+from balancebench_udi.config import Options, check_window, option
 from balancebench_udi.errors import RunFailed, UserError
 from balancebench_udi.strategy import Batch, Output, Phase, Strategy, Task, View
 
@@ -20,6 +20,7 @@ __all__ = [
     "Task",
     "UserError",
     "View",
+    "check_window",
     "option",
     "__version__",
 ]

@@ -87,6 +87,17 @@ class Options:
         ]
 
 
+def check_window(window: tuple[float, ...]) -> None:
+    """Refuse a ``window`` that is not two fractions of the run, the first not above the last.
+
+    Raises:
+        UserError: with what was found.
+    """
+    if len(window) != 2 or window[0] > window[1]:
+        found = ", ".join(map(str, window))
+        raise UserError(f"window must be two fractions of the run, the first not above the last, found {found}")
+
+
 def _coerce(name: str, value: Any, hint: Any) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if type(None) in arguments:  # "X | None"

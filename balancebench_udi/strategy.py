@@ -104,6 +104,14 @@ class Task:
         """Batches in one epoch of the base train split."""
         return self._loader.steps()
 
+    def within(self, window: tuple[float, float], epoch: int | None = None) -> bool:
+        """Whether epoch e (from 0; default: the current one) of the run's E has ``window[0] <= e / E <= window[1]``.
+
+        Both edges are in, as in the official windows: (0, 0.5) of 100 epochs is 0 to 50; (1, 1) is never.
+        """
+        progress = (self.epoch if epoch is None else epoch) / self.epochs
+        return window[0] - 1e-9 <= progress <= window[1] + 1e-9
+
     def make_optimizer(self, parameters: Iterable[nn.Parameter], **overrides: Any) -> torch.optim.Optimizer:
         """The run's optimiser over ``parameters``; ``overrides`` replace fields of :class:`~spec.Optimizer`."""
         return make_optimizer(Optimizer(**{**self._spec.optimizer, **overrides}), parameters)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from balancebench_udi import Batch, Options, Output, Strategy, Task, UserError, option
+from balancebench_udi import Batch, Options, Output, Strategy, Task, check_window, option
 from balancebench_udi.grads import norm
 
 FLOOR = 1e-8
@@ -56,9 +56,7 @@ class AGMOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.window) != 2 or self.window[0] > self.window[1]:
-            found = ", ".join(map(str, self.window))
-            raise UserError(f"window must be two fractions of the run, the first not above the last, found {found}")
+        check_window(self.window)
 
 
 class AGM(Strategy):
@@ -121,8 +119,7 @@ class AGM(Strategy):
     @property
     def active(self) -> bool:
         """Whether the current epoch lies in the window."""
-        first, last = self.options.window
-        return first - 1e-9 <= self.task.epoch / self.task.epochs <= last + 1e-9
+        return self.task.within(self.options.window)
 
     def ablated(self, batch: Batch) -> list[Tensor]:
         """``f(S) [B, C]`` of every coalition but none and all, in eval mode; batch-norm statistics stay as they are."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from balancebench_udi import Batch, Options, Output, Strategy, Task, UserError, option
+from balancebench_udi import Batch, Options, Output, Strategy, Task, UserError, check_window, option
 
 SMALL = 1e-12
 """Least score S_m (ours): keeps the ratios finite where a modality gives its true classes no mass at all."""
@@ -55,9 +55,7 @@ class OGMOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.window) != 2 or self.window[0] > self.window[1]:
-            found = ", ".join(map(str, self.window))
-            raise UserError(f"window must be two fractions of the run, the first not above the last, found {found}")
+        check_window(self.window)
         if self.k_form == "alpha_tanh_rho_minus_1" and self.alpha > 1:
             raise UserError(
                 f"alpha must be <= 1 with k_form=alpha_tanh_rho_minus_1, found {self.alpha}: a larger one turns "
@@ -140,8 +138,7 @@ class OGM(Strategy):
     @property
     def active(self) -> bool:
         """Whether the current epoch lies in the window."""
-        first, last = self.options.window
-        return first - 1e-9 <= self.task.epoch / self.task.epochs <= last + 1e-9
+        return self.task.within(self.options.window)
 
     @torch.no_grad()
     def unimodal_logits(self, features: Mapping[str, Tensor]) -> list[Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from balancebench_udi import Batch, Options, Output, Strategy, Task, UserError, option
+from balancebench_udi import Batch, Options, Output, Strategy, Task, check_window, option
 
 EDGE = 1e-9
 """Tolerance when an epoch's progress is compared with a fraction of the run."""
@@ -48,10 +48,7 @@ class PMROptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.window) != 2 or self.window[0] > self.window[1]:
-            raise UserError(
-                f"window must be two fractions in rising order, found {self.window}: use 0,0.7 for 0 to 70 %"
-            )
+        check_window(self.window)
 
 
 class PMR(Strategy):
@@ -117,11 +114,10 @@ class PMR(Strategy):
     def strengths(self, epoch: int) -> tuple[float, float]:
         """(alpha, mu) in force in ``epoch``; 0 where that term is off."""
         options = self.options
-        progress = epoch / self.task.epochs
-        first, last = options.window
-        if not first - EDGE <= progress <= last + EDGE:
+        if not self.task.within(options.window, epoch):
             return 0.0, 0.0
-        return options.alpha, options.mu if progress < options.entropy_until - EDGE else 0.0
+        early = epoch / self.task.epochs < options.entropy_until - EDGE
+        return options.alpha, options.mu if early else 0.0
 
     def begin_phase(self) -> None:
         self.update_prototypes(0, momentum=0.0)

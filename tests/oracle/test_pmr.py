@@ -447,8 +447,8 @@ def test_the_drawn_subset_survives_in_the_checkpoint() -> None:
     ("values", "message"),
     [
         ({"alpha": -1}, "pmr.alpha must be >= 0, found -1.0"),
-        ({"window": (0.5, 0.2)}, "pmr.window must be two fractions in rising order"),
-        ({"window": (0.5,)}, "pmr.window must be two fractions in rising order"),
+        ({"window": (0.5, 0.2)}, "pmr.window must be two fractions of the run"),
+        ({"window": (0.5,)}, "pmr.window must be two fractions of the run"),
         ({"window": "0,70"}, "pmr.window must be <= 1, found 70.0"),
         ({"coef": "soft"}, "pmr.coef must be one of clip, hard, found soft"),
         ({"subset": 0}, "pmr.subset must be > 0, found 0.0"),

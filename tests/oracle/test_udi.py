@@ -671,3 +671,9 @@ def test_a_branch_that_follows_starts_from_its_own_stream() -> None:
         assert torch.equal(firsts[warm], alone) == warm
         assert not torch.equal(firsts[warm], began)
     assert not torch.equal(firsts[False], firsts[True])
+
+
+def test_building_leaves_the_global_stream_alone() -> None:
+    before = torch.get_rng_state()
+    make_trainer(small(3), "udi", brief())
+    assert torch.equal(before, torch.get_rng_state())
