@@ -30,7 +30,7 @@ class Protocol:
     """A protocol file with every default filled in.
 
     Attributes:
-        name, version, about: as in the file; the name is the file's.
+        name, version, about: as in the file; the name is the file's, with a ``+`` where the caller changed the preset.
         run, optimizer, schedule: see :class:`RunOptions`, :class:`~spec.Optimizer`, :class:`~spec.Schedule`.
         encoders: modality -> {"name": ..., options}; modalities not named get their dataset's default.
         datasets, methods: name -> options that this protocol sets.
@@ -75,15 +75,16 @@ def load_protocol(name: str, folder: Path, overrides: Mapping[str, Mapping[str, 
         if section not in SECTIONS:
             raise UserError(f"{path} has no section {section!r}{near_misses(str(section), SECTIONS)}")
 
-    def part(section: str, cls: type[Options]) -> Any:
-        return cls.build(section, {**(values.get(section) or {}), **overrides.get(section, {})})
+    def parts(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        sections: dict[str, type[Options]] = {"run": RunOptions, "optimizer": Optimizer, "schedule": Schedule}
+        return {s: c.build(s, {**(values.get(s) or {}), **changes.get(s, {})}) for s, c in sections.items()}
 
+    wanted = parts(overrides)
+    rest: dict[str, Any] = {s: values.get(s) or {} for s in ("encoders", "datasets", "methods", "published")}
     return Protocol(
-        name=path.stem,
+        name=path.stem if wanted == parts({}) else f"{path.stem}+",
         version=int(values.get("version", 1)),
         about=str(values.get("about", "")),
-        run=part("run", RunOptions),
-        optimizer=part("optimizer", Optimizer),
-        schedule=part("schedule", Schedule),
-        **{s: values.get(s) or {} for s in ("encoders", "datasets", "methods", "published")},
+        **wanted,
+        **rest,
     )

@@ -81,8 +81,8 @@ class UDI(BranchStrategy):
     ``alpha/complementarity``. A term whose static weight is 0 is neither computed nor logged.
 
     Cost in passes of one encoder: phases alone, 1 forward + 1 backward each; a follower, 1 forward + 1 backward and 1
-    forward of the anchor, for an epoch also 1 batch with 1 forward and 3 backward, and once an epoch of forward passes
-    of both for q's warm-up.
+    forward of the anchor; for every epoch also 1 batch with 1 forward of both and 3 backward of the follower; once an
+    epoch of forward passes of both for q's warm-up.
 
     Raises:
         UserError: options out of their bounds; an ``anchor`` that is no modality of the dataset.

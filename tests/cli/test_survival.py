@@ -51,7 +51,7 @@ def mark(out):
 @pytest.mark.parametrize(
     ("method", "epochs", "stops"),
     [
-        ("joint", 8, [((0, 2), signal.SIGKILL), ((0, 5), signal.SIGINT)]),
+        ("joint", 8, [((0, 2), signal.SIGKILL), ((0, 4), signal.SIGINT)]),
         ("udi", 4, [((0, 2), signal.SIGKILL), ((2, 1), signal.SIGKILL)]),
     ],
 )

@@ -301,7 +301,7 @@ def test_published_numbers_stay_out_of_ours(tmp_path):
 def test_csv_holds_full_precision(tmp_path):
     records = [make("joint", seed, accuracy) for seed, accuracy in enumerate((0.1, 1 / 3, 0.7))]
     comparison = compare(records)
-    (row,) = csv.DictReader(write(comparison, tmp_path)[1].open())
+    (row,) = csv.DictReader(write(comparison, tmp_path)[1].read_text().splitlines())
     assert (
         float(row["accuracy"]) == comparison.table["accuracy"][0] == pytest.approx((0.1 + 1 / 3 + 0.7) / 3, abs=1e-15)
     )
