@@ -1,15 +1,16 @@
 """UDI against an independent float64 loop written from its formulas, and its invariants.
 
 Planted bugs that were tried, each of which made a test here (or of the unit tests of its parts) fail: the anchor left
-in train mode; the anchor trained along; CLUB conditioned the wrong way round, in the bound and in q's fit; KL(m || p) in
-the place of KL(p || m); the positive part left out of the weights, or absolute values, or a softmax; the two weights
-exchanged; the head among the parameters that are aligned; the controller's batch statistics left behind, its forward
-pass in eval mode, its draws from the global stream; q trained through the follower's graph; the bound's gradient let
-into q; negatives without gradient; q not renewed for a follower; q's Adam left out of checkpoints; the method's
-generator not set anew for a follower; the follower's head not renewed; its encoder replaced, so that the optimiser held
-the old one; the anchor by entropy alone, or by the accuracies that followers end with; smoothing in the first epoch;
-``hold`` ignored; static weights not set; the temperature on one side; the warm-up of q with running statistics, or
-leaving its own behind; the fused monitor ignored; validation counted as training passes; gradients not cleared.
+in train mode; the anchor trained along; CLUB conditioned the wrong way round, in the bound and in q's fit; KL(m || p)
+in the place of KL(p || m); the positive part left out of the weights, or absolute values, or a softmax; the two
+weights exchanged; the head among the parameters that are aligned; the controller's batch statistics left behind, its
+forward pass in eval mode, its draws from the global stream; q trained through the follower's graph; the bound's
+gradient let into q; negatives without gradient; q not renewed for a follower; q's Adam left out of checkpoints; the
+method's generator not set anew for a follower; the follower's head not renewed; its encoder replaced, so that the
+optimiser held the old one; the anchor by entropy alone, or by the accuracies that followers end with; smoothing in
+the first epoch; ``hold`` ignored; static weights not set; the temperature on one side; the warm-up of q with running
+statistics, or leaving its own behind; the fused monitor ignored; validation counted as training passes; gradients not
+cleared.
 """
 
 from __future__ import annotations
