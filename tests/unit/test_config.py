@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from balancebench_udi.config import Options, option
+from balancebench_udi.config import Options, check_window, option
 from balancebench_udi.errors import UserError
 
 
@@ -116,10 +116,28 @@ def test_one_value_is_a_list_of_one(value):
     assert Example(sizes=value).sizes == (3,)
 
 
-@pytest.mark.parametrize("value", [0.5, "0.5", [0.1, 0.2, 0.3], []])
-def test_a_pair_holds_exactly_two(value):
-    with pytest.raises(UserError, match="window"):
-        Example(window=value)
+@pytest.mark.parametrize("window", [(0.0, 0.5), (0.3, 0.3), (0.0, 1.0), (1.0, 1.0)])
+def test_a_window_is_two_fractions(window):
+    check_window(window)
+
+
+@pytest.mark.parametrize("window", [(0.5, 0.2), (0.5,), (0.1, 0.2, 0.3), ()])
+def test_anything_else_is_no_window(window):
+    found = ", ".join(map(str, window))
+    with pytest.raises(UserError) as error:
+        check_window(window)
+    assert str(error.value) == (f"window must be two fractions of the run, the first not above the last, found {found}")
+
+
+def test_an_option_that_moves_no_number_is_described_but_not_part_of_the_key():
+    @dataclass(frozen=True)
+    class Partly(Options):
+        alpha: float = option(1.0, "strength", source="ours")
+        workers: int = option(2, "processes that prepare data", source="ours", keyed=False)
+
+    assert Partly(workers="4").workers == 4
+    assert Partly(workers=4).as_dict() == {"alpha": 1.0}
+    assert [row[0] for row in Partly.describe()] == ["alpha", "workers"]
 
 
 def test_an_unknown_option_lists_near_misses():

@@ -165,6 +165,26 @@ def test_the_hooks_are_called_in_order(bundle):
     assert calls == ["setup", *phases[0], *phases[1]]
 
 
+@pytest.mark.parametrize(
+    ("window", "epochs", "inside"),
+    [
+        ((0.0, 0.5), 100, range(51)),
+        ((0.0, 0.5), 10, range(6)),
+        ((0.0, 0.7), 10, range(8)),
+        ((0.1, 0.3), 10, range(1, 4)),
+        ((0.0, 1.0), 7, range(7)),
+        ((0.0, 0.0), 5, range(1)),
+        ((1.0, 1.0), 5, range(0)),
+        ((0.29, 0.57), 100, range(29, 58)),
+    ],
+)
+def test_a_window_holds_both_its_edges(bundle, window, epochs, inside):
+    task = make_trainer(bundle, Plain, epochs=epochs).task
+    assert [e for e in range(epochs) if task.within(window, e)] == list(inside)
+    for task.epoch in range(epochs):
+        assert task.within(window) == (task.epoch in inside)
+
+
 # -- freezing ----------------------------------------------------------------------------------------------------------
 
 
