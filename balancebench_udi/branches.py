@@ -83,13 +83,17 @@ class BranchStrategy(Strategy):
         return torch.stack(list(self.alone(features).values())).sum(0)
 
     def validation(self, m: str) -> tuple[Tensor, Tensor]:
-        """Accuracy and mean predictive entropy (nats) of branch m on the validation split; device scalars."""
+        """Accuracy and mean predictive entropy (nats) of branch m on the validation split; device scalars.
+
+        A reading, like the trainer's own validation: its passes are not counted as training.
+        """
 
         def probe(batch: Batch) -> dict[str, Any]:
             log_p = F.log_softmax(self.branch(m, batch.inputs)[1], 1)
             return {"hit": log_p.argmax(1) == batch.target, "entropy": -(log_p.exp() * log_p).sum(1)}
 
-        seen = self.task.collect(probe, "val", modalities=(m,))
+        with self.model.passes.paused():
+            seen = self.task.collect(probe, "val", modalities=(m,))
         return seen["hit"].float().mean(), seen["entropy"].mean()
 
     def loss(self, output: Output, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

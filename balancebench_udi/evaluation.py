@@ -43,9 +43,7 @@ def evaluate(
     def note(name: str, logits: Tensor) -> None:
         parts.setdefault(name, []).append(logits.argmax(1))
 
-    counting = strategy.model.passes.counting
-    strategy.model.passes.counting = False
-    with evaluating(strategy):
+    with evaluating(strategy), strategy.model.passes.paused():
         for batch in loader.ordered(split, modalities):
             output = strategy.predict(batch.inputs)
             note("fused", output.logits)
@@ -58,7 +56,6 @@ def evaluate(
                 for present in metric.coalitions(list(modalities)):
                     seen = {m: f if m in present else torch.zeros_like(f) for m, f in output.features.items()}
                     note(f"masked/{'+'.join(present) or 'none'}", strategy.fuse(seen))
-    strategy.model.passes.counting = counting
 
     predicted = {name: torch.cat(values).cpu() for name, values in parts.items()}
     target = loader.target(split).cpu()

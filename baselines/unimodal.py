@@ -41,7 +41,7 @@ class Unimodal(BranchStrategy):
         self.best[self.scores[: index + 1].argmax()] = 1.0
 
     def shares(self, features: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        return None
+        return self.alone(features) if len(features) == 1 else None
 
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
         logits = self.alone(features)

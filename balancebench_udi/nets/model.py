@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +21,15 @@ class Passes:
         self.forward = dict.fromkeys(modalities, 0)
         self.backward = dict.fromkeys(modalities, 0)
         self.counting = True
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Passes inside are not counted: they evaluate, they do not train."""
+        before, self.counting = self.counting, False
+        try:
+            yield
+        finally:
+            self.counting = before
 
     def count(self, m: str, features: Tensor) -> None:
         """Count one forward pass that produced ``features``, and every backward pass that reaches them."""

@@ -220,14 +220,6 @@ class UDI(BranchStrategy):
         self.alone_accuracy[index], self.alone_entropy[index] = self.validation(m)
         self.trust[index] = self.alone_accuracy[index]
 
-    def validation(self, m: str) -> tuple[Tensor, Tensor]:
-        """As of every method with branches; like all evaluation it is not counted as a pass of training."""
-        counting, self.model.passes.counting = self.model.passes.counting, False
-        try:
-            return super().validation(m)
-        finally:
-            self.model.passes.counting = counting
-
     # -- one step ----------------------------------------------------------------------------------------------------
 
     def step(self, batch: Batch) -> dict[str, Tensor]:

