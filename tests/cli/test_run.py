@@ -51,7 +51,7 @@ def only(out, pattern="*"):
 def test_a_sweep_tells_its_plan_and_leaves_records_a_table_and_a_figure(swept):
     called, out = swept
     lines = called.out.splitlines()
-    assert lines[0] == "digits (train 1078, val 269, test 450; gray, colour) under quick v1: 2 epochs, fp32, on cpu"
+    assert lines[0] == "digits (train 1078, val 269, test 450; gray, colour) under quick+ v1: 2 epochs, fp32, on cpu"
     assert re.fullmatch(r"  joint +0 done, 2 to do", lines[1])
     assert re.fullmatch(r"  unimodal +0 done, 2 to do", lines[2])
     assert re.fullmatch(r"about (\d+ min )?\d+ s for 4 of 4 runs", lines[3])
@@ -68,14 +68,14 @@ def test_a_sweep_tells_its_plan_and_leaves_records_a_table_and_a_figure(swept):
     for path, record in made.items():
         assert path.parts[:3] == ("records", "digits", record["spec"]["method"])
         assert path.stem == record["key"]
-        assert (record["spec"]["protocol"], record["spec"]["epochs"]) == ("quick", 2)
+        assert (record["spec"]["protocol"], record["spec"]["epochs"]) == ("quick+", 2)
     assert not list(out.glob("checkpoints/*"))
     assert not list(out.glob("failures/*"))
 
     (tables,), (figures,) = out.glob("tables/*"), out.glob("figures/*")
     assert sorted(p.name for p in tables.iterdir()) == list(TABLE)
     assert sorted(p.name for p in figures.iterdir()) == list(FIGURE)
-    assert re.fullmatch(r"digits-quick-[0-9a-f]{6}", tables.name)
+    assert re.fullmatch(r"digits-quick\+-[0-9a-f]{6}", tables.name)
     assert figures.name == tables.name
     rows = table(out)
     assert list(rows.index) == ["joint", "unimodal"]
@@ -132,6 +132,17 @@ def test_a_dry_run_trains_and_writes_nothing(cli, tmp_path):
     assert re.search(r"unimodal +0 done, 2 to do\nabout .* s for 4 of 4 runs\n$", called.out)
     assert called.err == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_a_changed_preset_is_not_called_by_its_name(cli, tmp_path):
+    def first(*more):
+        called = cli("--methods", "joint", *ON[:4], "--seeds", "0", "--out", tmp_path / "out", "--dry-run", *more)
+        return called.out.splitlines()[0]
+
+    assert " under quick v1: 30 epochs" in first()
+    assert " under quick v1: 30 epochs" in first("--set", "optimizer.lr=1e-2", "--epochs", "30")  # its own values
+    assert " under quick+ v1: 29 epochs" in first("--epochs", "29")
+    assert " under quick+ v1: 30 epochs" in first("--set", "optimizer.lr=0.02")
 
 
 def test_every_method_can_be_planned_and_wildcards_resolve(cli, tmp_path):

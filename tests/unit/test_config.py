@@ -96,6 +96,15 @@ def test_a_bad_value_is_refused_in_one_sentence(values, words):
     assert str(error.value) == "toy." + words
 
 
+def test_bounds_belong_to_their_range_unless_said_otherwise():
+    assert Example(alpha=0).alpha == 0
+    assert Example(alpha=2).alpha == 2
+    assert Example(window=(0, 1)).window == (0.0, 1.0)
+    assert Example(steps=1).steps == 1
+    with pytest.raises(UserError, match="steps must be > 0"):
+        Example(steps=0)
+
+
 @pytest.mark.parametrize("value", [math.inf, -math.inf, "inf"])
 def test_infinity_is_refused_because_no_record_can_hold_it(value):
     with pytest.raises(UserError, match="cap must be"):

@@ -142,7 +142,7 @@ def test_ordered_takes_rows():
 
 
 def jitter(stored, generator):
-    return stored if generator is None else stored + torch.rand(stored.shape, generator=generator)
+    return stored if generator is None else stored + torch.rand(len(stored), 1, generator=generator)
 
 
 def augmented(seed=0):

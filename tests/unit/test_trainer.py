@@ -231,6 +231,28 @@ def test_a_phase_on_one_modality_neither_pays_for_nor_moves_the_others(images):
     }
 
 
+def test_what_a_step_does_not_reach_stands_still_in_spite_of_momentum_and_decay(bundle):
+    class InTurns(Strategy):
+        name = "in_turns"
+        turn = 0
+
+        def loss(self, output, batch):
+            m = self.task.modalities[self.turn % 2]
+            return F.cross_entropy(output.features[m][:, :3], batch.target), {}
+
+    trainer = make_trainer(bundle, InTurns, optimizer={"momentum": 0.9, "weight_decay": 0.1})
+    strategy = trainer.strategy
+    states = [tensors(strategy)]
+
+    def note(batch, logs):
+        states.append(tensors(strategy))
+        strategy.turn += 1
+
+    run_steps(trainer, 6, note)
+    for i, m in enumerate(["audio", "visual"] * 3):
+        assert {n.split(".")[2] for n in moved(states[i], states[i + 1])} == {m}
+
+
 def test_a_phase_without_anything_to_train_is_refused(bundle):
     class Nothing(Twice):
         name = "nothing"
