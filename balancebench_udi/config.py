@@ -58,7 +58,7 @@ class Options:
 
     @classmethod
     def build(cls, owner: str, values: Mapping[str, Any]) -> Self:
-        """The options of ``owner`` (``"ogm"``) with ``values`` set and the rest at their defaults.
+        """The options of ``owner`` (a method, say) with ``values`` set and the rest at their defaults.
 
         Raises:
             UserError: an unknown option (with near misses) or a bad value.
@@ -119,9 +119,10 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
         raise UserError(f"{name} must be true or false, found {value!r}")
     try:
         if hint is int:
-            if isinstance(value, bool) or float(value) != int(float(value)):
+            if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
                 raise ValueError
-            return int(float(value))
+            text = str(value)
+            return int(value) if text.lstrip("+-").isdigit() else _whole(float(value))
         if hint is float:
             if isinstance(value, bool):
                 raise ValueError
@@ -134,12 +135,20 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
     raise TypeError(f"option {name}: the type {hint} is not supported")
 
 
+def _whole(value: float) -> int:
+    if not value.is_integer():
+        raise ValueError
+    return int(value)
+
+
 def _check(name: str, value: Any, bounds: Mapping[str, Any]) -> None:
     choices = bounds.get("choices")
     if choices is not None and value not in choices:
         raise UserError(f"{name} must be one of {', '.join(map(str, choices))}, found {value}")
-    if isinstance(value, float) and math.isnan(value):
-        raise UserError(f"{name} must be a number, found nan")
+    for one in value if isinstance(value, tuple) else (value,):
+        if isinstance(one, float) and not math.isfinite(one):  # no record can hold it
+            kind = "a number" if math.isnan(one) else "finite"
+            raise UserError(f"{name} must be {kind}, found {one}")
     for key, words, holds in (
         ("at_least", ">=", lambda v, b: v >= b),
         ("above", ">", lambda v, b: v > b),

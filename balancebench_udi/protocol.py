@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,13 +68,24 @@ def load_protocol(name: str, folder: Path, overrides: Mapping[str, Mapping[str, 
         raise UserError(f"there is no protocol called {name!r}{near_misses(name, known)}")
     try:
         values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} must be YAML, found a mistake: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold named sections ({', '.join(SECTIONS)}), found {type(values).__name__}")
     for section in values:
         if section not in SECTIONS:
             raise UserError(f"{path} has no section {section!r}{near_misses(str(section), SECTIONS)}")
+
+        if section not in ("version", "about") and not isinstance(values[section] or {}, dict):
+            raise UserError(f"section {section!r} of {path} must hold names with values, found {values[section]!r}")
+    version = values.get("version", 1)
+    if type(version) is not int:
+        raise UserError(f"the version of {path} must be a whole number, found {version!r}")
+    for section, kind in (("encoders", dict), ("datasets", dict), ("methods", dict), ("published", list)):
+        for owner, given in (values.get(section) or {}).items():
+            if not isinstance(given, kind):
+                what = "a list of rows" if kind is list else "options with values"
+                raise UserError(f"{section}.{owner} of {path} must hold {what}, found {given!r}")
 
     def parts(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         sections: dict[str, type[Options]] = {"run": RunOptions, "optimizer": Optimizer, "schedule": Schedule}
@@ -82,9 +94,14 @@ def load_protocol(name: str, folder: Path, overrides: Mapping[str, Mapping[str, 
     wanted = parts(overrides)
     rest: dict[str, Any] = {s: values.get(s) or {} for s in ("encoders", "datasets", "methods", "published")}
     return Protocol(
-        name=path.stem if wanted == parts({}) else f"{path.stem}+",
-        version=int(values.get("version", 1)),
+        name=path.stem if _without_reading(wanted) == _without_reading(parts({})) else f"{path.stem}+",
+        version=version,
         about=str(values.get("about", "")),
         **wanted,
         **rest,
     )
+
+
+def _without_reading(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a protocol that training depends on; evaluating test more often changes nothing."""
+    return {**parts, "run": dataclasses.replace(parts["run"], test_each_epoch=False)}

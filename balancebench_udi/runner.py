@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -191,6 +192,9 @@ def run_all(
         else:
             outcome.done.append(job)
     pace = 0.5 if sys.stderr.isatty() else 15.0  # a log file needs a line now and then, not a moving bar
+    if missing:
+        store.prepare()  # before the bar is drawn
+        _commit()  # of the code that runs, whatever happens to the files meanwhile
     with tqdm(total=sum(j.steps for j in missing), unit="step", disable=quiet, smoothing=0.05, mininterval=pace) as bar:
         for job in missing:
             with store.claim(job.spec) as mine:
@@ -291,8 +295,9 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache
 def _commit() -> str | None:
-    """The commit of this checkout, with ``+`` where tracked files differ from it; None outside a checkout."""
+    """The commit of this checkout when first asked, ``+`` where tracked files differ from it; None outside one."""
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:

@@ -12,6 +12,7 @@ Layout below the results folder::
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -27,6 +28,10 @@ try:
     import fcntl
 except ImportError:  # pragma: no cover - Windows has no flock: runs are then not protected against a second worker
     fcntl = None  # type: ignore[assignment]
+
+
+REQUIRED = [f.name for f in dataclasses.fields(RunSpec) if f.default is dataclasses.MISSING]
+"""What every record's specification has."""
 
 
 class Store:
@@ -76,7 +81,9 @@ class Store:
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, path)
         self.failure_path(spec).unlink(missing_ok=True)
-        self.checkpoint_path(spec).unlink(missing_ok=True)
+        checkpoint = self.checkpoint_path(spec)
+        for leftover in (checkpoint, *checkpoint.parent.glob(f".{checkpoint.name}.*")):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
         return path
 
     def write_failure(self, spec: RunSpec, text: str) -> Path:
@@ -91,6 +98,15 @@ class Store:
             write(handle)
             _sync(handle)
             os.replace(temporary, path)
+
+    def prepare(self) -> None:
+        """Make the folder of the claims, and so find out whether anything can be written.
+
+        Raises:
+            UserError: it cannot.
+        """
+        with self._explained(self.root / "claims"):
+            (self.root / "claims").mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
     def claim(self, spec: RunSpec) -> Iterator[bool]:
@@ -137,7 +153,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads(path.read_bytes())
-        record["key"], record["spec"], record["result"]
+        record["key"], record["result"], [record["spec"][name] for name in REQUIRED]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} must be a record, found a damaged file ({error}): delete it to train again") from None
     return record

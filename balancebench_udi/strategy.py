@@ -229,7 +229,7 @@ class Strategy(nn.Module):
 
     def phase(self, index: int) -> Phase | None:
         """Phase ``index``, or None after the last. A pure function of index and saved state."""
-        return Phase("joint", self.task.epochs) if index == 0 else None
+        return Phase("training", self.task.epochs) if index == 0 else None
 
     @classmethod
     def planned_epochs(cls, options: Any, epochs: int, modalities: Sequence[str]) -> int:

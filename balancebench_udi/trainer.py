@@ -177,12 +177,13 @@ class Trainer:
             steps += 1
         strategy.end_epoch()
         means = {name: float(value) / seen for name, value in totals.items()}  # the epoch's only wait for the device
-        if not math.isfinite(means["loss"]):
-            raise RunFailed(
-                f"the training loss must stay finite, found {means['loss']} in epoch {self.task.epoch} of phase "
-                f"{phase.name} ({self.spec.method}, seed {self.spec.seed}): lower optimizer.lr (now "
-                f"{self.spec.optimizer['lr']}) or check the method's options"
-            )
+        for name, mean in means.items():
+            if not math.isfinite(mean):
+                raise RunFailed(
+                    f"the training {name} must stay finite, found {mean} in epoch {self.task.epoch} of phase "
+                    f"{phase.name} ({self.spec.method}, seed {self.spec.seed}): lower optimizer.lr (now "
+                    f"{self.spec.optimizer['lr']}) or check the method's options"
+                )
         self.tick(phase.name, steps)
         return means
 

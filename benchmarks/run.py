@@ -10,6 +10,7 @@ Ctrl-C or a ``kill -9``: it goes on where it was. Several calls may work on one 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import os
 import sys
@@ -37,6 +38,7 @@ from balancebench_udi.store import Store
 PROTOCOLS = HERE / "protocols"
 REFERENCE = "joint"
 """The method against which costs are given."""
+MOST_SEEDS = 10_000
 
 
 class Parser(argparse.ArgumentParser):
@@ -108,6 +110,8 @@ def run(given: argparse.Namespace) -> int:
         )
     )
     seeds = parse_seeds(given.seeds)
+    if given.name is not None and Path(given.name).name != given.name:
+        raise UserError(f"--name must be a plain folder name, found {given.name!r}")
     device = choose_device(given.device)
     store = Store(given.out if given.out is not None else default_out())
     bundle = dataset.load(data_root(given.data_root))
@@ -115,6 +119,8 @@ def run(given: argparse.Namespace) -> int:
     for m in encoders:
         if m not in bundle.modalities:
             raise UserError(f"{given.dataset} has no modality {m!r}{near_misses(m, bundle.modalities)}")
+    if encoders and not protocol.name.endswith("+"):
+        protocol = dataclasses.replace(protocol, name=f"{protocol.name}+")
     jobs = plan(methods, dataset, bundle, protocol, seeds, settings, encoders)
     print_plan(jobs, store, device, protocol)
     if given.dry_run:
@@ -226,6 +232,8 @@ def parse_seeds(text: str) -> list[int]:
             raise UserError(f"--seeds takes whole numbers and ranges such as 0-4, found {word!r}") from None
         if high < low:
             raise UserError(f"--seeds takes ranges from low to high, found {word!r}")
+        if high - low >= MOST_SEEDS:
+            raise UserError(f"--seeds takes ranges of at most {MOST_SEEDS} seeds, found {word!r}")
         seeds.update(dict.fromkeys(range(low, high + 1)))
     return list(seeds)
 

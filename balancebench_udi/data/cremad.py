@@ -35,12 +35,12 @@ from balancebench_udi.data.base import (
 from balancebench_udi.errors import UserError
 
 CLASSES = {
-    "ogm": ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG"),
+    "OGM-GE": ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG"),
     "alphabetical": ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"),
 }
 SIZES = {"train": 6698, "test": 744}
 """Clips in OGM-GE's lists."""
-LISTS = {"ogm": ("split_OGM-GE", "data/CREMAD", "CREMAD", "."), "own": ("lists",)}
+LISTS = {"OGM-GE": ("split_OGM-GE", "data/CREMAD", "CREMAD", "."), "own": ("lists",)}
 """Where the lists of each ``split`` may lie below the dataset's folder."""
 SHAPES = {"ogm_stft": (1, 257, 188), "fbank": (1, 128, 1024)}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -58,13 +58,15 @@ class CREMADOptions(Options):
     """Options of :class:`CREMAD`."""
 
     split: str = option(
-        "ogm",
-        "ogm: the lists of OGM-GE, 6698 / 744, and a stratified share of train for validation; "
+        "OGM-GE",
+        "OGM-GE: its published lists, 6698 / 744, and a stratified share of train for validation; "
         "own: train.csv, test.csv and, if there, val.csv in lists/",
         source="official code of OGM-GE",
         choices=tuple(LISTS),
     )
-    class_order: str = option("ogm", "order of the classes", source="official code of OGM-GE", choices=tuple(CLASSES))
+    class_order: str = option(
+        "OGM-GE", "order of the classes", source="official code of OGM-GE", choices=tuple(CLASSES)
+    )
     val_share: float = option(0.1, "share of every class of train held out", source="ours", above=0)
     val_seed: int = option(0, "seed of the validation split", source="ours", at_least=0)
     missing: str = option(
@@ -212,7 +214,7 @@ class CREMAD(Dataset):
         if o.split == "own" and (where / "val.csv").is_file():
             names.append("val")
         lists = {s: read_list(where / f"{s}.csv", CLASSES[o.class_order]) for s in names}
-        if o.split == "ogm":
+        if o.split == "OGM-GE":
             for s, n in SIZES.items():
                 if len(lists[s]) != n:
                     raise UserError(

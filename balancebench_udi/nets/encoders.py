@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from balancebench_udi.config import Options, option
 from balancebench_udi.errors import UserError, near_misses
@@ -54,6 +53,8 @@ class ResNet18(Encoder):
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
+        from torchvision.models.resnet import BasicBlock, ResNet  # here: it doubles the time a process needs to start
+
         net = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=1)
         if shape[0] != 3:
             net.conv1 = nn.Conv2d(shape[0], 64, kernel_size=7, stride=2, padding=3, bias=False)

