@@ -193,6 +193,8 @@ class Trainer:
         seen = phase.monitor or phase.modalities or tuple(self.task.modalities)
         splits = ["val", "test"] if self.spec.test_each_epoch else ["val"]
         scores = {split: evaluate(self.strategy, self.loader, split, seen).scores for split in splits}
+        if phase.shared is not None:  # another method would split the same logits differently, or not at all
+            scores = {s: {n: v for n, v in found.items() if not n.startswith("share/")} for s, found in scores.items()}
         progress.curves.append({"phase": phase.name, "epoch": epoch, "lr": lr, "train": train, **scores})
         tensors: dict[str, Tensor] | None = None
         for reading, split in (("best_val", "val"), ("best_test", "test")):
@@ -393,11 +395,10 @@ class _Meter:
         if self.trainer.device.type == "cuda":
             torch.cuda.synchronize(self.trainer.device)
         cost = self.trainer.progress.costs[-1]
-        if cost["reused_from"] is None:
-            cost["seconds"] += time.perf_counter() - self._wall
-            cost["cpu_seconds"] += time.process_time() - self._cpu
-            for (way, m), count in self._count().items():
-                cost[way][m] += count - self._passes[way, m]
+        cost["seconds"] += time.perf_counter() - self._wall
+        cost["cpu_seconds"] += time.process_time() - self._cpu
+        for (way, m), count in self._count().items():
+            cost[way][m] += count - self._passes[way, m]
 
     def _count(self) -> dict[tuple[str, str], int]:
         passes = self.trainer.strategy.model.passes
