@@ -3,7 +3,9 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: bench test lint format clean
+DATA ?= $(BALANCEBENCH_DATA)
+
+.PHONY: bench test lint format clean results results-gpu
 
 # Train udi, ogm and joint on the embedded dataset and print the comparison table.
 bench: $(VENV)/.ready
@@ -12,6 +14,19 @@ bench: $(VENV)/.ready
 # Lint, types, tests.
 test: $(VENV)/.ready lint
 	$(BIN)/python -m pytest
+
+# Everything in results/ again, on two CPU cores: about two hours. DATA is the folder with mnist/ and fsdd/.
+results: $(VENV)/.ready
+	for dataset in cgmnist avdigits; do \
+	  $(BIN)/python benchmarks/run.py --methods all --dataset $$dataset --protocol laptop --data-root "$(DATA)" || exit; done
+	$(BIN)/python benchmarks/run.py --methods joint,unimodal,ensemble,udi --dataset cgmnist --protocol laptop \
+	  --set cgmnist.val_colour=label --name cgmnist-laptop-val_colour-label --data-root "$(DATA)"
+
+# The full protocol of PMR (60000 pairs, 100 epochs) and the tests that need a GPU; meant for one CUDA device.
+results-gpu: $(VENV)/.ready
+	$(BIN)/python -m pytest tests/gpu
+	$(BIN)/python benchmarks/run.py --methods all --dataset cgmnist --protocol pmr --device cuda --data-root "$(DATA)"
+	$(BIN)/python benchmarks/run.py --methods all --dataset avdigits --protocol default --device cuda --data-root "$(DATA)"
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

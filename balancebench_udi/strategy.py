@@ -162,7 +162,7 @@ class Task:
         return torch.cat(parts)
 
     def first_batch(self) -> Batch:
-        """The first training batch of the current epoch, exactly as the epoch will see it."""
+        """The first batch of the current epoch over the base split, as the epoch sees it without a ``sample_view``."""
         return next(self._loader.train(self.epoch, self.phase.modalities or self.modalities))
 
     @staticmethod

@@ -263,7 +263,6 @@ class Trainer:
             "strategy": self.strategy.state_dict(),
             "optimizer": optimizer.state_dict(),
             "generator": self.task.generator.get_state(),
-            "passes": vars(self.strategy.model.passes),
         }
         self.store.replace(self.store.checkpoint_path(self.spec), lambda handle: torch.save(state, handle))
         self._saved_at = time.monotonic()
@@ -273,13 +272,12 @@ class Trainer:
         if self.store is None or not (path := self.store.checkpoint_path(self.spec)).exists():
             return None
         state = load_file(path)
-        if state is None:  # written by another version, or damaged: start again
+        if state is None or not fits(self.strategy, state["strategy"]):  # damaged, or of other code: start again
             path.unlink(missing_ok=True)
             return None
         self.progress = Progress(**state["progress"])
         self.strategy.load_state_dict(state["strategy"])
         self.task.generator.set_state(state["generator"])
-        vars(self.strategy.model.passes).update(state["passes"])
         done = sum(1 for _ in self.progress.curves)
         self.tick("resumed", done * self.task.steps_per_epoch)
         return state["optimizer"]
@@ -416,6 +414,15 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in tensors.items():
             own[name].copy_(value)
+
+
+def fits(module: nn.Module, state: Mapping[str, Any]) -> bool:
+    """Whether ``state`` holds the module's tensors, by name and shape."""
+
+    def shapes(values: Mapping[str, Any]) -> dict[str, torch.Size | None]:
+        return {name: value.shape if isinstance(value, Tensor) else None for name, value in values.items()}
+
+    return shapes(module.state_dict()) == shapes(state)
 
 
 def load_file(path: Path) -> dict[str, Any] | None:

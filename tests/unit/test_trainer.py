@@ -778,3 +778,22 @@ def test_output_is_what_predict_gives(bundle):
     assert output.logits.shape == (32, 3)
     assert {m: f.shape for m, f in output.features.items()} == {"audio": (32, 16), "visual": (32, 16)}
     assert {m: z.shape for m, z in output.unimodal.items()} == {"audio": (32, 3), "visual": (32, 3)}
+
+
+def test_a_checkpoint_of_other_code_starts_the_run_again(bundle, tmp_path):
+    class Before(Plain):
+        pass
+
+    class After(Plain):
+        def setup(self, task):
+            super().setup(task)
+            self.register_buffer("more", torch.zeros(2))
+
+    alone, _ = train(bundle, After)
+    store = Store(tmp_path)
+    first = make_trainer(bundle, Before, store=store)
+    run_steps(first, 4)  # one epoch, its checkpoint, and a step of the next
+    again = make_trainer(bundle, After, store=store)
+    assert again.spec.key == first.spec.key
+    assert store.checkpoint_path(again.spec).exists()
+    assert comparable(again.run()["result"]) == comparable(alone)
