@@ -65,6 +65,12 @@ class Phase:
     keep: str = "last"
     shared: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.keep not in ("last", "best_val"):
+            raise UserError(f"phase {self.name} must keep last or best_val, found {self.keep!r}")
+        if self.epochs < 1:
+            raise UserError(f"phase {self.name} must last at least 1 epoch, found {self.epochs}")
+
 
 class Task:
     """What a method may ask the trainer for. It has no way to reach the test split.

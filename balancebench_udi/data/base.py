@@ -6,6 +6,7 @@ and returns a :class:`Bundle`. Nothing in it knows about methods, encoders' weig
 
 from __future__ import annotations
 
+import abc
 import functools
 import hashlib
 import json
@@ -132,7 +133,7 @@ class Bundle:
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 
-class Dataset:
+class Dataset(abc.ABC):
     """Base of every dataset: a name, options and ``load``.
 
     Attributes:
@@ -151,6 +152,7 @@ class Dataset:
     def __init__(self, options: AnyOptions | None = None) -> None:
         self.options: Any = options if options is not None else self.Options()
 
+    @abc.abstractmethod
     def load(self, root: Path | None) -> Bundle:
         """Read, check and prepare the data.
 
@@ -160,7 +162,6 @@ class Dataset:
         Raises:
             UserError: absent or damaged files, with what was expected and how to get it.
         """
-        raise NotImplementedError
 
 
 def require_root(dataset: Dataset, root: Path | None) -> Path:
