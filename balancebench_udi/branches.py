@@ -29,7 +29,7 @@ class BranchOptions(Options):
 class BranchStrategy(Strategy):
     """Base: phase m < M trains branch m alone with cross-entropy; ``alone`` reads the branches' own heads.
 
-    These phases are the same in every subclass with the same checkpoint rule, so they are trained once and reused.
+    These phases are the same in every subclass with the same patience, so they are trained once and reused.
     Features come from ``model.encoders``, classifiers from ``heads``; the model's own fusion is not used.
     """
 
@@ -44,22 +44,29 @@ class BranchStrategy(Strategy):
     def modalities(self) -> list[str]:
         return self.task.modalities
 
+    @property
+    def patience(self) -> int | None:
+        """Epochs without a better validation accuracy after which a branch alone stops; None: it never stops early."""
+        return None
+
     def is_branch(self, m: str, name: str) -> bool:
         """Whether the tensor ``name`` belongs to branch m."""
         return name.startswith((f"model.encoders.{m}.", f"heads.{m}."))
 
     def phase(self, index: int) -> Phase | None:
-        """Branch ``index``, alone, for the run's epochs."""
+        """Branch ``index``, alone, for the run's epochs or until its patience is over."""
         if index >= len(self.modalities):
             return None
         m = self.modalities[index]
+        rule = "" if self.patience is None else f"/patience={self.patience}"
         return Phase(
             f"alone/{m}",
             self.task.epochs,
             trainable=lambda name: self.is_branch(m, name),
             modalities=(m,),
             keep=self.options.checkpoint,
-            shared=f"alone/{m}",
+            shared=f"alone/{m}{rule}",
+            patience=self.patience,
         )
 
     @classmethod

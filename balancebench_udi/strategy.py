@@ -55,6 +55,8 @@ class Phase:
         keep: the weights on which the next phase stands: of the ``last`` epoch or of the epoch ``best_val``.
         shared: label of a phase that other methods train identically; such a phase is trained once and reused. It must
             depend on nothing but the run's specification and this label, and move only what ``trainable`` grants.
+        patience: after so many epochs in a row without a better validation accuracy the phase ends early; None: never.
+            The learning rate follows the planned ``epochs`` all the same.
     """
 
     name: str
@@ -64,12 +66,15 @@ class Phase:
     monitor: tuple[str, ...] | None = None
     keep: str = "last"
     shared: str | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if self.keep not in ("last", "best_val"):
             raise UserError(f"phase {self.name} must keep last or best_val, found {self.keep!r}")
         if self.epochs < 1:
             raise UserError(f"phase {self.name} must last at least 1 epoch, found {self.epochs}")
+        if self.patience is not None and self.patience < 1:
+            raise UserError(f"phase {self.name} must have a patience of at least 1 epoch, found {self.patience}")
 
 
 class Task:
@@ -171,6 +176,10 @@ class Task:
         """The first batch of the current epoch over the base split, as the epoch sees it without a ``sample_view``."""
         return next(self._loader.train(self.epoch, self.phase.modalities or self.modalities))
 
+    def last_batch(self, epoch: int) -> Batch:
+        """The last batch of ``epoch`` over the base split, a function of seed and epoch, with the phase's inputs."""
+        return self._loader.last(epoch, self.phase.modalities or self.modalities)
+
     @staticmethod
     def _open(split: str) -> str:
         if split not in ("train", "val"):
@@ -239,7 +248,7 @@ class Strategy(nn.Module):
 
     @classmethod
     def planned_epochs(cls, options: Any, epochs: int, modalities: Sequence[str]) -> int:
-        """Epochs of all phases together, for progress bars and estimates."""
+        """Epochs of all phases together, for progress bars and estimates; a phase with ``patience`` may take fewer."""
         return epochs
 
     def begin_phase(self) -> None:

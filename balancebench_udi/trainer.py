@@ -144,7 +144,8 @@ class Trainer:
             with self._metered():
                 self.strategy.begin_phase()
         schedule = Schedule(**self.spec.schedule)
-        for epoch in range(progress.epoch, phase.epochs):
+        while not self._over(phase):
+            epoch = progress.epoch
             lr = float(self.spec.optimizer["lr"]) * schedule_factor(schedule, epoch / phase.epochs)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -153,9 +154,18 @@ class Trainer:
                 train = self._train_epoch(phase)
             self._validate(phase, epoch, lr, train)
             progress.epoch = epoch + 1
-            if epoch + 1 < phase.epochs:
+            if not self._over(phase):
                 self._checkpoint(optimizer)
         self._close(phase)
+
+    def _over(self, phase: Phase) -> bool:
+        """Every epoch of the phase is done, or its patience is over; known from the saved progress alone."""
+        done = self.progress.epoch
+        if phase.patience is not None and done > 0:
+            best = int(self.progress.best["best_val"][1])
+            if done - 1 - best >= phase.patience:
+                return True
+        return done >= phase.epochs
 
     def _train_epoch(self, phase: Phase) -> dict[str, float]:
         torch.random.default_generator.manual_seed(
@@ -210,7 +220,7 @@ class Trainer:
     def _close(self, phase: Phase) -> None:
         """The phase is trained: keep its last weights, put the kept ones in place, share them, go on."""
         progress = self.progress
-        progress.snapshots[-1]["last"] = {"epoch": phase.epochs - 1, "tensors": self._snapshot(phase)}
+        progress.snapshots[-1]["last"] = {"epoch": progress.epoch - 1, "tensors": self._snapshot(phase)}
         if phase.shared is not None and self.store is not None:
             stage = {
                 "snapshots": progress.snapshots[-1],

@@ -80,6 +80,20 @@ class Loader:
                 keep = None if hidden is None else {m: hidden[m][rows].to(self.device) for m in modalities}
                 yield self._batch(base, view.index[rows], modalities, streams, keep)
 
+    def last(self, epoch: int, modalities: Sequence[str]) -> Batch:
+        """The last batch of :meth:`train` without a view.
+
+        Augmentation draws from one stream an epoch, so that its last batch needs all those before it. Where making the
+        last batch draws nothing, it does not depend on them and they are not made.
+        """
+        streams = {m: generator(self.seed, "augment", epoch, m, device=self.device) for m in modalities}
+        before = {m: stream.get_state() for m, stream in streams.items()}
+        batch = self._batch(self.splits["train"], self._order(epoch, None)[-1], modalities, streams)
+        if all(torch.equal(before[m], stream.get_state()) for m, stream in streams.items()):
+            return batch
+        *_, batch = self.train(epoch, modalities)
+        return batch
+
     def steps(self, view: View | None = None) -> int:
         """Number of batches in one epoch."""
         return len(self._order(0, view))

@@ -36,6 +36,15 @@ class Encoder(nn.Module):
 
     features: int
 
+    def last_block(self) -> nn.Module:
+        """The last child that holds parameters; inside it where it is the only such child. Override it where wrong."""
+        block: nn.Module = self
+        while children := [c for c in block.children() if next(c.parameters(), None) is not None]:
+            block = children[-1]
+            if len(children) > 1:
+                break
+        return block
+
 
 def _channels_last(x: Tensor) -> Tensor:
     """The memory layout in which 2-D convolutions are fastest, on CPU and GPU; the same values."""
@@ -60,6 +69,10 @@ class ResNet18(Encoder):
             net.conv1 = nn.Conv2d(shape[0], 64, kernel_size=7, stride=2, padding=3, bias=False)
         net.fc = nn.Identity()
         self.net = net
+
+    def last_block(self) -> nn.Module:
+        """The last of the four stages of residual blocks."""
+        return self.net.layer4
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 4:
@@ -145,6 +158,10 @@ class Temporal(Encoder):
             size = width
         self.body = nn.Sequential(*layers)
         self.features = width
+
+    def last_block(self) -> nn.Module:
+        """The last convolution with its batch norm."""
+        return self.body[-3:]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x.transpose(1, 2)).mean(2)

@@ -15,31 +15,36 @@ from torch.nn import functional as F
 from balancebench_udi.branches import BranchStrategy
 from balancebench_udi.errors import UserError
 from balancebench_udi.grads import gradients
-from balancebench_udi.nets.model import seeded
 from balancebench_udi.seeding import derive
 from balancebench_udi.strategy import Batch, Phase, Task, accuracy
 from balancebench_udi.udi.club import CLUB
-from balancebench_udi.udi.losses import alignments, choose_anchor, jensen_shannon, normalised
+from balancebench_udi.udi.estimators import Estimators
+from balancebench_udi.udi.losses import alignments, choose_anchor, jensen_shannon, normalised, standard_error
 from balancebench_udi.udi.options import AUTO, UDIOptions
 
 __all__ = ["CLUB", "UDI", "UDIOptions"]
 
 TERMS = ("consistency", "complementarity")
+PROBE = "probe"
 
 
 @dataclass(frozen=True)
 class Follow(Phase):
-    """The phase in which ``follower`` is trained beside the frozen ``anchor``."""
+    """The phase in which ``follower`` is trained beside the frozen ``anchors`` (one, unless followers join them)."""
 
-    anchor: str = ""
+    anchors: tuple[str, ...] = ()
     follower: str = ""
 
 
-class Guide(NamedTuple):
-    """Features ``[B, D_a]`` and logits ``[B, C]`` of the anchor."""
+class Guides(NamedTuple):
+    """Features ``{a: [B, D_a]}`` and logits ``{a: [B, C]}`` of the anchors a."""
 
-    features: Tensor
-    logits: Tensor
+    features: dict[str, Tensor]
+    logits: dict[str, Tensor]
+
+    def take(self, rows: Tensor) -> Guides:
+        """Those of the samples ``rows``."""
+        return Guides({a: f[rows] for a, f in self.features.items()}, {a: z[rows] for a, z in self.logits.items()})
 
 
 class UDI(BranchStrategy):
@@ -68,8 +73,12 @@ class UDI(BranchStrategy):
     3. Prediction: ``sum_m z^m``.
 
     For M > 2 every follower relates to the anchor alone; followers neither see nor influence one another, in any order.
+    With ``followers=sequential`` those already trained, in the order of fusion, are anchors of the next one as well: JS
+    and I_CLUB are then means over its anchors, with a q for each. With ``fusion=probe`` a last phase of the run's
+    epochs trains the run's own fusion, linear in the features, with cross-entropy, all encoders frozen.
     With alpha at 0 (``weights=static, alpha_con=0, alpha_com=0``) a follower's training is bit for bit that of a branch
     alone from the same initial weights. With one modality, UDI is that modality trained alone.
+    ``patience`` ends phases alone and following early, never that of the probe.
 
     The authors' code was not available, nor was the whole paper: what is known of it is the losses, the choice of the
     anchor, and that alpha are "normalised positive alignments" from one batch an epoch. Every other default is our
@@ -81,11 +90,15 @@ class UDI(BranchStrategy):
     ``alpha/complementarity``. A term whose static weight is 0 is neither computed nor logged.
 
     Cost in passes of one encoder: phases alone, 1 forward + 1 backward each; a follower, 1 forward + 1 backward and 1
-    forward of the anchor; for every epoch also 1 batch with 1 forward of both and 3 backward of the follower; once an
-    epoch of forward passes of both for q's warm-up.
+    forward of every anchor it has; for every epoch also 1 batch with 1 forward of both and 3 backward of the follower
+    (with ``align=last_block`` of its last block, counted in full; with ``features`` of nothing); once an epoch of
+    forward passes of both for q's warm-up. With ``anchor_view=cached`` the anchors' only cost is 1 forward over the
+    training split for every follower. ``fusion=probe`` adds 1 forward of every encoder an epoch of its phase.
+    ``controller_batch=previous`` makes all batches of the previous epoch again where the data are augmented.
 
     Raises:
-        UserError: options out of their bounds; an ``anchor`` that is no modality of the dataset.
+        UserError: options out of their bounds; an ``anchor`` that is no modality of the dataset; ``fusion=probe`` where
+            the run's own fusion is not linear.
     """
 
     name = "udi"
@@ -104,11 +117,17 @@ class UDI(BranchStrategy):
         if options.anchor != AUTO and options.anchor not in modalities:
             known = ", ".join([AUTO, *modalities])
             raise UserError(f"{cls.name}.anchor must be one of {known}, found {options.anchor!r}")
+        if options.fusion == "probe" and not additive:
+            raise UserError(
+                f"{cls.name}.fusion=probe needs a linear fusion, found one that does not split into shares: "
+                "choose the fusion concat or sum"
+            )
 
     @classmethod
     def planned_epochs(cls, options: Any, epochs: int, modalities: Sequence[str]) -> int:
         alone = super().planned_epochs(options, epochs, modalities)
-        return alone + (len(modalities) - 1) * (options.follower_epochs or epochs)
+        probe = epochs if options.fusion == "probe" and len(modalities) > 1 else 0
+        return alone + (len(modalities) - 1) * (options.follower_epochs or epochs) + probe
 
     def setup(self, task: Task) -> None:
         super().setup(task)
@@ -118,11 +137,12 @@ class UDI(BranchStrategy):
         self.register_buffer("trust", torch.zeros(count))  # validation accuracy of the branches as they now are
         self.register_buffer("alpha", torch.zeros(len(TERMS)))
         self.seed = task.generator.initial_seed()
-        # Which modality leads is known only later: there is one network for every pair of widths that can occur.
-        sizes = list(self.model.feature_sizes.values())
-        pairs = {(x, y) for i, x in enumerate(sizes) for j, y in enumerate(sizes) if i != j}
-        with seeded(self.seed, "q"):
-            self.aux_q = nn.ModuleDict({f"{x}x{y}": self._make_q(x, y) for x, y in sorted(pairs)})
+        self.aux_q = Estimators(self.options, self.model.feature_sizes, self.seed, task.device)
+        self._cached: tuple[str, Guides] | None = None  # not saved: it follows from the anchors' weights
+
+    @property
+    def patience(self) -> int | None:
+        return self.options.patience
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -137,8 +157,10 @@ class UDI(BranchStrategy):
         """The modality that leads: a function of the options and of what validation said of the branches alone."""
         if self.options.anchor != AUTO:
             return self.options.anchor
-        index = choose_anchor(self.alone_accuracy.tolist(), self.alone_entropy.tolist(), self.options.tie / 100)
-        return self.modalities[index]
+        accuracy, tie = self.alone_accuracy.tolist(), self.options.tie / 100
+        if self.options.tie_rule == "standard_error":
+            tie = standard_error(max(accuracy), len(self.task.target("val")))
+        return self.modalities[choose_anchor(accuracy, self.alone_entropy.tolist(), tie)]
 
     def facts(self) -> dict[str, Any]:
         """The anchor, and what validation said of every branch trained alone: accuracy in [0, 1], entropy in nats."""
@@ -151,24 +173,35 @@ class UDI(BranchStrategy):
     # -- the schedule ------------------------------------------------------------------------------------------------
 
     def phase(self, index: int) -> Phase | None:
-        """Every branch alone, then every follower, both in the order of fusion."""
+        """Every branch alone, then every follower, both in the order of fusion, then the probe if there is one."""
         if index < len(self.modalities):
             return super().phase(index)
         anchor = self.anchor
         followers = [m for m in self.modalities if m != anchor]
         index -= len(self.modalities)
         if index >= len(followers):
-            return None
+            return self._probe() if index == len(followers) > 0 and self.options.fusion == "probe" else None
         m = followers[index]
+        anchors = (anchor, *followers[:index]) if self.options.followers == "sequential" else (anchor,)
         return Follow(
             f"follow/{m}",
             self.options.follower_epochs or self.task.epochs,
             trainable=lambda name: self.is_branch(m, name),
-            modalities=(anchor, m) if self.terms else (m,),
-            monitor=(m,) if self.options.select == "follower" else (anchor, m),
+            modalities=(*anchors, m) if self.terms and self.options.anchor_view == "batch" else (m,),
+            monitor=(m,) if self.options.select == "follower" else (*anchors, m),
             keep=self.options.checkpoint,
-            anchor=anchor,
+            patience=self.patience,
+            anchors=anchors,
             follower=m,
+        )
+
+    def _probe(self) -> Phase:
+        """The run's own fusion on frozen features; every branch is in eval mode and gets no gradient."""
+        return Phase(
+            PROBE,
+            self.task.epochs,
+            trainable=lambda name: name.startswith("model.fusion."),
+            keep=self.options.checkpoint,
         )
 
     def begin_phase(self) -> None:
@@ -183,29 +216,34 @@ class UDI(BranchStrategy):
             self.heads[m].load_state_dict(self.task.make_head(m, "follower", "head", m).state_dict())
         first = (0.0, 0.0) if options.weights == "dynamic" else (options.alpha_con, options.alpha_com)
         self.alpha.copy_(torch.tensor(first))
+        if self.terms and options.anchor_view == "cached":
+            self._cached = phase.name, self._read_clean(phase)
         if "complementarity" in self.terms:
-            with seeded(self.seed, "q", m):
-                fresh = self._make_q(*self._widths(phase))
-            self._q(phase).load_state_dict(fresh.state_dict())
+            self.aux_q.renew(phase.anchors, m)
             if options.q_warmup_epochs:
                 self._warm_up(phase)
 
     def begin_epoch(self) -> None:
-        """The controller: the epoch's alpha from its first batch, in train mode, leaving everything else as it was."""
+        """The controller: the epoch's alpha from one batch, in train mode, leaving everything else as it was."""
         phase, options = self.task.phase, self.options
         if not isinstance(phase, Follow) or options.weights == "static":
             return
-        m, batch = phase.follower, self.task.first_batch()
-        encoder = self.model.encoders[m]
+        m, epoch = phase.follower, self.task.epoch
+        previous = options.controller_batch == "previous" and epoch > 0
+        batch = self.task.last_batch(epoch - 1) if previous else self.task.first_batch()
+        encoder: Any = self.model.encoders[m]
         with _undisturbed(encoder, self.task.device):
-            with torch.set_grad_enabled(options.align == "encoder"):
+            with torch.set_grad_enabled(options.align != "features"):
                 features = self.model.encode({m: batch.inputs[m]})[m]
-            wrt: list[Any] = list(encoder.parameters()) if options.align == "encoder" else [features.requires_grad_()]
-            losses = self._losses(phase, features, self.heads[m](features), self._guide(phase, batch), batch.target)
+            if options.align == "features":
+                wrt: list[Any] = [features.requires_grad_()]
+            else:
+                wrt = list((encoder if options.align == "encoder" else encoder.last_block()).parameters())
+            losses = self._losses(phase, features, self.heads[m](features), self._guides(phase, batch), batch.target)
             classification, *others = [gradients(loss, wrt, retain_graph=True) for loss in losses.values()]
         scores = alignments(classification, others, cosine=options.similarity == "cosine")
         fresh = normalised(scores, self.alpha if options.unaligned == "hold" else torch.zeros_like(self.alpha))
-        kept = options.smoothing if self.task.epoch > 0 else 0.0
+        kept = options.smoothing if epoch > 0 else 0.0
         self.alpha.copy_(kept * self.alpha + (1 - kept) * fresh)
 
     def end_phase(self) -> None:
@@ -215,6 +253,8 @@ class UDI(BranchStrategy):
             if self.options.fusion == "accuracy_weighted":
                 self.trust[self.modalities.index(phase.follower)] = self.validation(phase.follower)[0]
             return
+        if phase.name == PROBE:
+            return
         (m,) = phase.modalities or ()
         index = self.modalities.index(m)
         self.alone_accuracy[index], self.alone_entropy[index] = self.validation(m)
@@ -223,17 +263,17 @@ class UDI(BranchStrategy):
     # -- one step ----------------------------------------------------------------------------------------------------
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """A branch alone: cross-entropy. A follower: fit q, then the three terms, then the optimiser's step."""
+        """A branch alone, the probe: cross-entropy. A follower: fit q, the three terms, the optimiser's step."""
         phase = self.task.phase
         if not isinstance(phase, Follow) or not self.terms:
             return super().step(batch)
         features, logits = self.branch(phase.follower, batch.inputs)
-        guide = self._guide(phase, batch)
+        guides = self._guides(phase, batch)
         logs: dict[str, Tensor] = {}
         fits = "complementarity" in self.terms
         if fits and self.options.q_order == "before":
-            logs["loss/q"] = self._fit(phase, guide.features, features)
-        losses = self._losses(phase, features, logits, guide, batch.target)
+            logs["loss/q"] = self.aux_q.fit(guides.features, phase.follower, features)
+        losses = self._losses(phase, features, logits, guides, batch.target)
         total = losses["classification"]
         for term, alpha in zip(TERMS, self.alpha.unbind(), strict=True):
             if term in losses:
@@ -243,76 +283,75 @@ class UDI(BranchStrategy):
         total.backward()
         self.task.optimizer.step()
         if fits and self.options.q_order == "after":
-            logs["loss/q"] = self._fit(phase, guide.features, features)
+            logs["loss/q"] = self.aux_q.fit(guides.features, phase.follower, features)
         logs.update({f"loss/{name}": loss.detach() for name, loss in losses.items()})
         return {"loss": total.detach(), "accuracy": accuracy(logits, batch.target), **logs}
 
-    def _guide(self, phase: Follow, batch: Batch) -> Guide:
-        """The anchor on the batch, as data."""
+    def _guides(self, phase: Follow, batch: Batch) -> Guides:
+        """The anchors on the batch, as data."""
+        if self.options.anchor_view == "cached":
+            return self._clean(phase).take(batch.index)
         with torch.no_grad():
-            return Guide(*self.branch(phase.anchor, batch.inputs))
+            read = {a: self.branch(a, batch.inputs) for a in phase.anchors}
+        return Guides({a: f for a, (f, _) in read.items()}, {a: z for a, (_, z) in read.items()})
+
+    def _clean(self, phase: Follow) -> Guides:
+        """The anchors on the clean training split; read again, uncounted, where a resumed run has lost them."""
+        if self._cached is None or self._cached[0] != phase.name:
+            with self.model.passes.paused():
+                self._cached = phase.name, self._read_clean(phase)
+        return self._cached[1]
+
+    def _read_clean(self, phase: Follow) -> Guides:
+        features = self.task.collect(lambda batch: self.model.encode(batch.inputs), "train", modalities=phase.anchors)
+        with torch.no_grad():
+            return Guides(features, self.alone(features))
 
     def _losses(
-        self, phase: Follow, features: Tensor, logits: Tensor, guide: Guide, target: Tensor
+        self, phase: Follow, features: Tensor, logits: Tensor, guides: Guides, target: Tensor
     ) -> dict[str, Tensor]:
         """Classification and the terms in use, unweighted scalars in nats."""
         losses = {"classification": F.cross_entropy(logits, target)}
         if "consistency" in self.terms:
             heat = self.options.temperature
-            log_p, log_q = F.log_softmax(guide.logits / heat, 1), F.log_softmax(logits / heat, 1)
-            losses["consistency"] = jensen_shannon(log_p, log_q)
+            log_q = F.log_softmax(logits / heat, 1)
+            gaps = [jensen_shannon(F.log_softmax(z / heat, 1), log_q) for z in guides.logits.values()]
+            losses["consistency"] = torch.stack(gaps).mean()
         if "complementarity" in self.terms:
             permutation = self._shuffled(len(target)) if self.options.estimator == "sampled" else None
-            x, y = self._scaled(guide.features), self._scaled(features)
-            losses["complementarity"] = self._q(phase).bound(x, y, permutation)
+            losses["complementarity"] = self.aux_q.bound(guides.features, phase.follower, features, permutation)
         return losses
-
-    # -- q -----------------------------------------------------------------------------------------------------------
-
-    def _make_q(self, x_size: int, y_size: int) -> CLUB:
-        options = self.options
-        q = CLUB(x_size, y_size, options.q_hidden, options.q_lr, options.variance == "one", options.reduction)
-        return q.to(self.task.device)
-
-    def _widths(self, phase: Follow) -> tuple[int, int]:
-        sizes = self.model.feature_sizes
-        return sizes[phase.anchor], sizes[phase.follower]
-
-    def _q(self, phase: Follow) -> CLUB:
-        """Models the follower's features given the anchor's."""
-        x, y = self._widths(phase)
-        return self.aux_q[f"{x}x{y}"]  # type: ignore[return-value]
-
-    def _fit(self, phase: Follow, anchor: Tensor, follower: Tensor) -> Tensor:
-        return self._q(phase).fit(self._scaled(anchor), self._scaled(follower), self.options.q_steps)
-
-    def _scaled(self, features: Tensor) -> Tensor:
-        return F.layer_norm(features, features.shape[1:]) if self.options.normalise == "layernorm" else features
 
     def _shuffled(self, count: int) -> Tensor:
         return torch.randperm(count, generator=self.task.generator, device=self.task.device)
 
     def _warm_up(self, phase: Follow) -> None:
         """Fit q to the features of the initial follower, with batch statistics as in training; nothing else moves."""
-        encoder = self.model.encoders[phase.follower]
+        m, cached = phase.follower, self.options.anchor_view == "cached"
+        encoder = self.model.encoders[m]
 
         def encode(batch: Batch) -> dict[str, Tensor]:
             encoder.train(len(batch) > 1)  # a single sample has no batch statistics
             return self.model.encode(batch.inputs)
 
         count = len(self.task.target("train"))
+        order = self._shuffled(count)
         with _undisturbed(encoder, self.task.device):
-            seen = self.task.collect(encode, "train", self._shuffled(count), (phase.anchor, phase.follower))
+            seen = self.task.collect(encode, "train", order, (m,) if cached else (*phase.anchors, m))
+        if cached:
+            seen.update(self._clean(phase).take(order).features)
         for _ in range(self.options.q_warmup_epochs):
             for rows in self._shuffled(count).tensor_split(self.task.steps_per_epoch):
-                self._fit(phase, seen[phase.anchor][rows], seen[phase.follower][rows])
+                self.aux_q.fit({a: seen[a][rows] for a in phase.anchors}, m, seen[m][rows])
 
     # -- read-outs ---------------------------------------------------------------------------------------------------
 
     def shares(self, features: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """The branches' logits, weighted where the fusion weights them; None for the mean of probabilities."""
+        """The branches' logits, weighted where the fusion weights them, or the probe's; None for mean probabilities."""
+        if self._probes(features):
+            return self.model.fusion.shares(features)
         logits = self.alone(features)
-        if self.options.fusion == "sum" or len(logits) == 1:
+        if self.options.fusion in ("sum", "probe") or len(logits) == 1:
             return logits
         if self.options.fusion == "mean_probability":
             return None
@@ -321,12 +360,22 @@ class UDI(BranchStrategy):
         return {m: w * z for w, (m, z) in zip(weights, logits.items(), strict=True)}
 
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Sum of the shares, or the logarithm of the mean of probabilities, over the branches that are given."""
+        """Sum of the shares, or the logarithm of the mean of probabilities, over the branches that are given.
+
+        The probe speaks from its phase on, where all branches are given; before, and for some of them, the sum does.
+        """
+        if self._probes(features):
+            return self.model.fusion(features)
         shares = self.shares(features)
         if shares is not None:
             return torch.stack(list(shares.values())).sum(0)
         log_p = torch.stack([F.log_softmax(z, 1) for z in self.alone(features).values()])
         return log_p.logsumexp(0) - math.log(len(log_p))
+
+    def _probes(self, features: Mapping[str, Tensor]) -> bool:
+        """Whether the probe predicts: in its phase, which is the last one and at whose end the run is read out."""
+        phase = getattr(self.task, "phase", None)  # None before training
+        return phase is not None and phase.name == PROBE and len(features) == len(self.modalities)
 
 
 @contextlib.contextmanager

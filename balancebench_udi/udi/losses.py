@@ -36,6 +36,11 @@ def normalised(scores: Tensor, otherwise: Tensor) -> Tensor:
     return torch.where(total > 0, scores / total.clamp_min(torch.finfo(total.dtype).tiny), otherwise)
 
 
+def standard_error(accuracy: float, count: int) -> float:
+    """``sqrt(A (1 - A) / N)``: binomial standard error of an accuracy A in [0, 1] on N samples."""
+    return math.sqrt(accuracy * (1 - accuracy) / count)
+
+
 def choose_anchor(accuracy: Sequence[float], entropy: Sequence[float], tie: float) -> int:
     """Index of the most accurate modality; among those at most ``tie`` worse, of the one with the lowest entropy.
 

@@ -25,15 +25,28 @@ class UDIOptions(BranchOptions):
         at_least=0,
         at_most=100,
     )
+    tie_rule: str = option(
+        "points",
+        "how close counts as tied: within tie, or within one binomial standard error of the best validation accuracy",
+        source="ours, row 18",
+        choices=("points", "standard_error"),
+    )
     follower_epochs: int | None = option(
         None, "epochs of a follower's phase; none: the run's epochs", source="ours, row 2", at_least=1
+    )
+    patience: int | None = option(
+        None,
+        "epochs without a better validation accuracy after which a phase alone or of a follower stops (15, say); none: "
+        "never",
+        source="ours, row 2",
+        at_least=1,
     )
     warm_start: bool = option(
         False, "followers go on from their own unimodal weights instead of new ones", source="ours, row 1"
     )
     select: str = option(
         "follower",
-        "whose validation accuracy picks a follower's best epoch: its own, or that of anchor and follower fused",
+        "whose validation accuracy picks a follower's best epoch: its own, or that of its anchors and it fused",
         source="ours, 6.3 (iii)",
         choices=("follower", "fused"),
     )
@@ -60,11 +73,19 @@ class UDIOptions(BranchOptions):
         at_least=0,
         at_most=1,
     )
+    controller_batch: str = option(
+        "first",
+        "the batch on which gradients are compared before an epoch: its first one, or the last of the previous epoch "
+        "(in a follower's first epoch the first one)",
+        source="ours, row 7",
+        choices=("first", "previous"),
+    )
     align: str = option(
         "encoder",
-        "gradients that are compared: with respect to the follower encoder's parameters, or to its features",
+        "gradients that are compared: with respect to all parameters of the follower's encoder, to those of its last "
+        "block, or to its features",
         source="ours, row 5",
-        choices=("encoder", "features"),
+        choices=("encoder", "last_block", "features"),
     )
     similarity: str = option(
         "dot", "how gradients are compared; the cosine ignores their length", source="paper", choices=("dot", "cosine")
@@ -106,11 +127,26 @@ class UDIOptions(BranchOptions):
     q_warmup_epochs: int = option(
         1, "epochs of q alone on the features of the initial follower", source="ours, row 11", at_least=0
     )
+    followers: str = option(
+        "independent",
+        "with three modalities and more: every follower relates to the anchor alone, or sequential: to all branches "
+        "before it as well, with the mean of the losses",
+        source="ours, row 15",
+        choices=("independent", "sequential"),
+    )
+    anchor_view: str = option(
+        "batch",
+        "what a follower sees of its anchors: their reading of the same augmented batch, or cached: of the clean "
+        "training split, once a phase",
+        source="ours, row 16",
+        choices=("batch", "cached"),
+    )
     fusion: str = option(
         "sum",
-        "prediction from the branches: sum of logits, mean of probabilities, or logits weighted by validation accuracy",
+        "prediction from the branches: sum of logits, mean of probabilities, logits weighted by validation accuracy; "
+        "or probe: a linear classifier on all frozen features, trained in a phase of its own (report it separately)",
         source="ours, row 14",
-        choices=("sum", "mean_probability", "accuracy_weighted"),
+        choices=("sum", "mean_probability", "accuracy_weighted", "probe"),
     )
 
     def __post_init__(self) -> None:
@@ -120,3 +156,5 @@ class UDIOptions(BranchOptions):
                 f"alpha_con and alpha_com must stay at 0.5 with weights=dynamic, found {self.alpha_con} and "
                 f"{self.alpha_com}: set weights=static to use them"
             )
+        if self.tie_rule != "points" and self.tie != 0.5:
+            raise UserError(f"tie must stay at 0.5 with tie_rule={self.tie_rule}, found {self.tie}: set one of the two")

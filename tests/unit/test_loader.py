@@ -191,3 +191,38 @@ def test_a_bundle_is_checked():
         dataclasses.replace(bundle, classes=("a", "b"))
     with pytest.raises(UserError, match=r"the train split must hold \['audio'\], found \['audio', 'visual'\]"):
         dataclasses.replace(bundle, modalities={"audio": bundle.modalities["audio"]})
+
+
+def noisy(stored, generator=None):
+    return stored if generator is None else stored + torch.rand(stored.shape, generator=generator)
+
+
+@pytest.mark.parametrize("count", [50, 48, 49])  # 49: the last sample by itself is left out
+@pytest.mark.parametrize("augmented", [(), ("visual",), ("audio", "visual")])
+def test_the_last_batch_is_that_of_the_epoch(count, augmented):
+    made = loader(count)
+    calls = []
+
+    def counted(transform):
+        def call(stored, generator=None):
+            calls.append(len(stored))
+            return transform(stored, generator)
+
+        return call
+
+    for m in BOTH:
+        before = made.bundle.modalities[m]
+        transform = counted(noisy if m in augmented else before.transform)
+        made.bundle.modalities[m] = dataclasses.replace(before, transform=transform)
+    for epoch in (0, 3):
+        *_, expected = made.train(epoch, BOTH)
+        calls.clear()
+        found = made.last(epoch, BOTH)
+        if not augmented:  # nothing else was made
+            assert calls == [len(expected)] * 2
+        assert torch.equal(found.index, expected.index)
+        assert torch.equal(found.target, expected.target)
+        for m in BOTH:
+            assert torch.equal(found.inputs[m], expected.inputs[m])
+            assert torch.equal(found.inputs[m], made.bundle.train.inputs[m][found.index]) == (m not in augmented)
+    assert list(made.last(0, ["visual"]).inputs) == ["visual"]

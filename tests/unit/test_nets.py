@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import registry
 from balancebench_udi.errors import UserError
-from balancebench_udi.nets.encoders import ENCODERS, build_encoder, encoder_options, initialise
+from balancebench_udi.nets.encoders import ENCODERS, Encoder, build_encoder, encoder_options, initialise
 from balancebench_udi.nets.fusion import FUSIONS, check_fusion
 from balancebench_udi.nets.model import build_model, seeded
 from balancebench_udi.seeding import generator
@@ -57,6 +57,38 @@ def test_an_encoder_maps_its_shape_to_features(name, shape, options, features):
     with torch.no_grad():
         both, one = encoder(noise(3, *shape)), encoder(noise(3, *shape)[1:2])
     torch.testing.assert_close(both[1:2], one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options", "last"),
+    [
+        ("resnet18", (1, 32, 32), {}, ["net.layer4."]),
+        ("digit", (1, 28, 28), {}, ["out."]),
+        ("mlp", (12,), {"width": 5, "depth": 1}, ["body.0."]),
+        ("mlp", (12,), {"width": 5, "depth": 3}, ["body.4."]),
+        ("temporal", (11, 6), {"width": 9}, ["body.6.", "body.7."]),
+    ],
+)
+def test_the_last_block_of_an_encoder(name, shape, options, last):
+    """Its parameters, by what they are called in the encoder."""
+    encoder = built(name, shape, **options)
+    names = {id(p): n for n, p in encoder.named_parameters()}
+    expected = {n for n in names.values() if n.startswith(tuple(last))}
+    assert expected
+    assert {names[id(p)] for p in encoder.last_block().parameters()} == expected
+    assert set(encoder.state_dict()) >= set(names.values())
+    assert [id(p) for p in encoder.parameters()] == list(names)  # asking for it registers nothing
+
+
+def test_the_last_block_of_an_encoder_without_parts_is_itself():
+    class Bare(Encoder):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2))
+            self.relu = nn.ReLU()
+
+    bare = Bare()
+    assert bare.last_block() is bare
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])

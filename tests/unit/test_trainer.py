@@ -452,6 +452,110 @@ def test_the_result_is_json_and_complete(bundle):
     assert set(result["readings"]["last"]["predictions"]) == names
 
 
+# -- patience ----------------------------------------------------------------------------------------------------------
+
+
+class Patient(Twice):
+    """Stops its first phase, and its second one, after two epochs without a better score."""
+
+    name = "patient"
+    wait: int | None = 2
+
+    def phase(self, index):
+        phases = [
+            Phase("all", self.task.epochs, keep="best_val", patience=self.wait),
+            Phase("rest", self.task.epochs, trainable=self.granted, patience=self.wait),
+        ]
+        return phases[index] if index < 2 else None
+
+
+SCORES = [0.5, 0.4, 0.6, 0.6, 0.5, 0.3, 0.4, 0.2, 0.4]  # best at 2, over after 4; then best at 1, over after 3
+
+
+def test_patience_ends_a_phase(bundle, monkeypatch):
+    trainer = make_trainer(bundle, Patient, epochs=8)
+    calls = scripted(monkeypatch, val=SCORES)
+    weights, ends = history(trainer), []
+    trainer.strategy.end_phase = lambda: ends.append(tensors(trainer.strategy))
+    result = trainer.run()["result"]
+    assert calls == {"val": 9}
+    rows = [(c["phase"], c["epoch"]) for c in result["curves"]]
+    assert rows == [("all", e) for e in range(5)] + [("rest", e) for e in range(4)]
+    assert [c["lr"] for c in result["curves"]] == [0.05] * 9  # of 8 planned epochs, none is beyond 0.7
+    assert result["readings"]["last"]["epochs"] == [4, 3]
+    assert result["readings"]["best_val"]["epochs"] == [2, 1]
+    assert not moved(ends[0], weights[2])
+    last = trainer.progress.snapshots[0]["last"]["tensors"]
+    assert not moved(last, {n: weights[4][n] for n in last})
+
+
+def test_patience_counts_from_the_best_epoch_and_not_beyond_the_plan(bundle, monkeypatch):
+    class Once(Plain):
+        def phase(self, index):
+            return Phase("all", self.task.epochs, patience=1) if index == 0 else None
+
+    scripted(monkeypatch, val=[0.1, 0.2, 0.3, 0.4])
+    assert len(train(bundle, Once, epochs=4)[0]["curves"]) == 4
+    scripted(monkeypatch, val=[0.4, 0.4])  # as good is not better
+    assert len(train(bundle, Once, epochs=4)[0]["curves"]) == 2
+
+
+@pytest.mark.parametrize("done", range(1, 9))
+def test_a_patient_run_resumes_wherever_it_stopped(bundle, tmp_path, monkeypatch, done):
+    """Killed right after an epoch's checkpoint or the end of a phase, or in the middle of the epoch that follows."""
+    scripted(monkeypatch, val=SCORES)
+    whole = make_trainer(bundle, Patient, epochs=8)
+    expected = whole.run()["result"]
+    calls = scripted(monkeypatch, val=SCORES)
+    store = Store(tmp_path)
+    run_steps(make_trainer(bundle, Patient, store=store, epochs=8), 3 * done + 1)
+    again = make_trainer(bundle, Patient, store=store, epochs=8)
+    resumed = []
+    again.tick = lambda phase, steps: resumed.append((phase, steps))
+    saved = 4 if done == 5 else done  # no checkpoint follows the last epoch of a phase: it is trained again
+    calls["val"] = saved
+    assert json.dumps(again.run()["result"], sort_keys=True) == json.dumps(expected, sort_keys=True)
+    assert resumed[0] == ("resumed", 3 * saved)
+    assert state_digest(again.strategy) == state_digest(whole.strategy)
+
+
+def test_a_checkpoint_after_patience_ran_out_trains_no_further(bundle, tmp_path, monkeypatch):
+    """As a run with a longer patience leaves it: the phase is over as soon as it is entered."""
+
+    class Longer(Patient):
+        wait = 3
+
+    store = Store(tmp_path)
+    scripted(monkeypatch, val=SCORES)
+    run_steps(make_trainer(bundle, Longer, store=store, epochs=8), 16)  # five epochs and a step
+    calls = scripted(monkeypatch, val=SCORES[5:])
+    result = make_trainer(bundle, Patient, store=store, epochs=8).run()["result"]
+    assert [c["phase"] for c in result["curves"]] == ["all"] * 5 + ["rest"] * 4
+    assert calls == {"val": 4}
+    assert result["readings"]["last"]["epochs"] == [4, 3]
+
+
+def test_a_phase_refuses_a_patience_of_nothing():
+    with pytest.raises(UserError, match=r"^phase all must have a patience of at least 1 epoch, found 0$"):
+        Phase("all", 3, patience=0)
+
+
+def test_a_shared_patient_phase_is_reused_as_it_was(bundle, tmp_path):
+    class Branches(BranchStrategy):
+        name = "branches"
+        patience = 2
+
+    train(bundle, "unimodal", store=Store(tmp_path), epochs=8)
+    alone, _ = train(bundle, Branches, epochs=8)
+    assert len(alone["curves"]) < 16
+    for reused in (False, True):
+        trainer = make_trainer(bundle, Branches, store=Store(tmp_path), epochs=8)
+        result = trainer.run()["result"]
+        assert [c["reused_from"] is not None for c in trainer.progress.costs] == [reused, reused]
+        assert json.dumps(result, sort_keys=True) == json.dumps(alone, sort_keys=True)
+        trainer.store.checkpoint_path(trainer.spec).unlink(missing_ok=True)
+
+
 # -- evaluation --------------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from balancebench_udi.errors import UserError
 from balancebench_udi.seeding import generator
 from balancebench_udi.udi import UDI, UDIOptions
-from balancebench_udi.udi.losses import alignments, choose_anchor, jensen_shannon, normalised
+from balancebench_udi.udi.losses import alignments, choose_anchor, jensen_shannon, normalised, standard_error
 
 
 def log_probabilities(label: str, rows: int = 20, classes: int = 5, scale: float = 3.0) -> Tensor:
@@ -135,6 +135,11 @@ def test_choice_of_the_anchor(accuracy: list[float], entropy: list[float], tie: 
     [
         ({"weights": "softmax"}, "udi.weights must be one of dynamic, static, found softmax"),
         ({"alpha_con": 1}, "udi.alpha_con and alpha_com must stay at 0.5 with weights=dynamic, found 1.0 and 0.5"),
+        ({"patience": 0}, "udi.patience must be >= 1, found 0"),
+        (
+            {"tie_rule": "standard_error", "tie": 1},
+            "udi.tie must stay at 0.5 with tie_rule=standard_error, found 1.0: set one of the two",
+        ),
         ({"tie": -1}, "udi.tie must be >= 0, found -1.0"),
         ({"q_steps": 0}, "udi.q_steps must be >= 1, found 0"),
         ({"follower_epochs": 0}, "udi.follower_epochs must be >= 1, found 0"),
@@ -157,6 +162,20 @@ def test_anchor_must_be_a_modality() -> None:
 def test_planned_epochs_count_both_phases() -> None:
     assert UDI.planned_epochs(UDIOptions(), 10, ["a", "b", "c"]) == 50
     assert UDI.planned_epochs(UDIOptions(follower_epochs=3), 10, ["a", "b"]) == 23
+    assert UDI.planned_epochs(UDIOptions(follower_epochs=3, fusion="probe"), 10, ["a", "b"]) == 33
+    assert UDI.planned_epochs(UDIOptions(fusion="probe"), 10, ["a"]) == 10
+
+
+def test_the_probe_must_be_linear() -> None:
+    UDI.check(UDIOptions(fusion="probe"), ["audio", "visual"], True)
+    UDI.check(UDIOptions(), ["audio", "visual"], False)
+    with pytest.raises(UserError, match=r"^udi\.fusion=probe needs a linear fusion, found one that .*: choose"):
+        UDI.check(UDIOptions(fusion="probe"), ["audio", "visual"], False)
+
+
+@pytest.mark.parametrize(("accuracy", "count", "error"), [(0.8, 100, 0.04), (0.5, 25, 0.1), (1.0, 10, 0), (0.0, 10, 0)])
+def test_standard_error(accuracy: float, count: int, error: float) -> None:
+    assert standard_error(accuracy, count) == pytest.approx(error)
 
 
 def test_every_option_is_documented() -> None:
