@@ -168,9 +168,7 @@ class Trainer:
         return done >= phase.epochs
 
     def _train_epoch(self, phase: Phase) -> dict[str, float]:
-        torch.random.default_generator.manual_seed(
-            derive(self.spec.seed, "global", self.progress.phase, self.task.epoch)
-        )
+        torch.manual_seed(derive(self.spec.seed, "global", self.progress.phase, self.task.epoch))  # of every device
         strategy = self.strategy
         self._modes(phase)
         strategy.begin_epoch()
