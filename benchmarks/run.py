@@ -155,8 +155,8 @@ def compare_and_write(
     given: argparse.Namespace, jobs: list[Job], outcome: Outcome, store: Store, protocol: Protocol, wanted: int
 ) -> None:
     """The table and the figure of the runs that exist."""
-    finished = {job.spec.key for job in outcome.done}
-    records = [record for job in jobs if job.spec.key in finished and (record := store.load(job.spec)) is not None]
+    records = [record for job in jobs if (record := store.load(job.spec)) is not None]
+    outcome.elsewhere = [job for job in outcome.elsewhere if store.load(job.spec) is None]  # the others went on
     if not records:
         return
     published = protocol.published.get(given.dataset, [])

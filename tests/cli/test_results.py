@@ -1,0 +1,72 @@
+"""What is committed in results/ follows from the committed records, and the README quotes it as it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from calls import ROOT
+
+import registry
+from balancebench_udi.metrics.predictions import accuracy, unpack
+from balancebench_udi.protocol import load_protocol
+from balancebench_udi.report.comparison import compare, write
+from balancebench_udi.spec import RunSpec
+from balancebench_udi.store import Store
+from benchmarks.run import PROTOCOLS, REFERENCE
+
+RESULTS = ROOT / "results"
+TABLES = sorted((RESULTS / "tables").glob("*/comparison.csv"))
+RECORDS = list(Store(RESULTS).records())
+
+
+def test_there_are_results():
+    assert {path.parent.name for path in TABLES} >= {"cgmnist-laptop", "avdigits-laptop"}
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda path: path.parent.name)
+def test_tables_are_what_the_records_give(table: Path, tmp_path: Path) -> None:
+    rows = pd.read_csv(table)
+    rows = rows[~rows["published"].astype(bool)]
+    records = [r for cell in rows["cell"] for r in RECORDS if r["cell"] == cell]
+    assert [len([r for r in records if r["cell"] == cell]) for cell in rows["cell"]] == list(rows["n"])
+    spec = records[0]["spec"]
+    published = load_protocol(spec["protocol"].rstrip("+"), PROTOCOLS, {}).published.get(spec["dataset"], [])
+    (select,) = set(rows["select"])
+    (wanted,) = set(rows["wanted"])
+    made = compare(records, select, wanted=int(wanted), reference=REFERENCE, published=published)
+    for path in write(made, tmp_path):
+        assert path.read_bytes() == (table.parent / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("name", ["cgmnist-laptop", "avdigits-laptop"])
+def test_the_main_tables_hold_every_method_with_three_seeds(name: str) -> None:
+    rows = pd.read_csv(RESULTS / "tables" / name / "comparison.csv")
+    rows = rows[~rows["published"].astype(bool)]
+    assert set(rows["method"]) == set(registry.METHODS)
+    assert (rows["n"] >= 3).all()
+
+
+def test_records_are_what_they_say() -> None:
+    for record in RECORDS:
+        spec = RunSpec.from_dict(record["spec"])
+        assert (spec.key, spec.cell) == (record["key"], record["cell"])
+        target = unpack(record["result"]["test_target"])
+        for reading in record["result"]["readings"].values():
+            fused = unpack(reading["predictions"]["fused"])
+            assert accuracy(fused, target) == pytest.approx(reading["test"]["accuracy"], abs=1e-12)
+        assert not record["machine"]["commit"].endswith("+"), record["key"]
+
+
+def test_the_readme_quotes_the_tables() -> None:
+    """Every figure with a decimal in the README's results stands in one of the tables or in a protocol (published)."""
+    text = (ROOT / "README.md").read_text()
+    section = re.search(r"^## Results$(.*?)^## ", text, re.M | re.S)
+    assert section is not None
+    figures = set(re.findall(r"(?<![\w.-])\d+\.\d+(?![\w.]*\w)", section[1]))
+    sources = [*RESULTS.glob("tables/*/comparison.md"), *PROTOCOLS.glob("*.yaml")]
+    known = {figure for path in sources for figure in re.findall(r"\d+\.\d+", path.read_text())}
+    assert figures
+    assert figures <= known, sorted(figures - known)
