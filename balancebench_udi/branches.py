@@ -21,7 +21,7 @@ class BranchOptions(Options):
     checkpoint: str = option(
         "best_val",
         "weights a branch is left with: of its best validation epoch or of the last",
-        source="UDI, core methods 6.3 (our reading)",
+        source="ours, our reading of UDI",
         choices=("best_val", "last"),
     )
 

@@ -16,7 +16,7 @@ from balancebench_udi.config import Options, option
 class Optimizer(Options):
     """The optimiser of every phase of every method, so that methods differ in their rule only."""
 
-    name: str = option("sgd", "kind of optimiser", source="core methods, 1.7", choices=("sgd", "adamw"))
+    name: str = option("sgd", "kind of optimiser", source="OGM-GE, PMR, MMPareto code", choices=("sgd", "adamw"))
     lr: float = option(1e-3, "learning rate at the start of a phase", source="OGM-GE, PMR code", above=0)
     momentum: float = option(0.9, "momentum of SGD", source="OGM-GE, PMR code", at_least=0, at_most=1)
     weight_decay: float = option(1e-4, "weight decay", source="OGM-GE, PMR code", at_least=0)

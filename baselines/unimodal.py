@@ -59,4 +59,4 @@ class Ensemble(BranchStrategy):
     """
 
     name = "ensemble"
-    reference = "phase-one ensemble; the control asked for in core methods 6.5"
+    reference = "the phase-one ensemble of UDI, Wang et al., arXiv 2509.02281"

@@ -13,7 +13,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class UDIOptions(BranchOptions):
-    """Options of UDI. "Row" numbers the table of open choices in the core methods, 6.4."""
+    """Options of UDI. A source of "ours" marks a choice that the accessible text of the paper leaves open."""
 
     anchor: str = option(
         AUTO, "auto, or the modality that leads whatever its accuracy (the paper's ablation, Table 4)", source="paper"
@@ -21,33 +21,33 @@ class UDIOptions(BranchOptions):
     tie: float = option(
         0.5,
         "accuracy points within which the lower predictive entropy decides on the anchor",
-        source="ours, row 18; the rule itself: paper",
+        source="ours; the rule itself: paper",
         at_least=0,
         at_most=100,
     )
     tie_rule: str = option(
         "points",
         "how close counts as tied: within tie, or within one binomial standard error of the best validation accuracy",
-        source="ours, row 18",
+        source="ours",
         choices=("points", "standard_error"),
     )
     follower_epochs: int | None = option(
-        None, "epochs of a follower's phase; none: the run's epochs", source="ours, row 2", at_least=1
+        None, "epochs of a follower's phase; none: the run's epochs", source="ours", at_least=1
     )
     patience: int | None = option(
         None,
         "epochs without a better validation accuracy after which a phase alone or of a follower stops (15, say); none: "
         "never",
-        source="ours, row 2",
+        source="ours",
         at_least=1,
     )
     warm_start: bool = option(
-        False, "followers go on from their own unimodal weights instead of new ones", source="ours, row 1"
+        False, "followers go on from their own unimodal weights instead of new ones", source="ours"
     )
     select: str = option(
         "follower",
         "whose validation accuracy picks a follower's best epoch: its own, or that of its anchors and it fused",
-        source="ours, 6.3 (iii)",
+        source="ours",
         choices=("follower", "fused"),
     )
     weights: str = option(
@@ -63,13 +63,13 @@ class UDIOptions(BranchOptions):
     unaligned: str = option(
         "zero",
         "alpha where neither gradient agrees with that of classification: zero, or hold the previous epoch's",
-        source="ours, row 4",
+        source="ours",
         choices=("zero", "hold"),
     )
     smoothing: float = option(
         0.0,
         "share of the previous epoch's alpha in the new one, from a follower's second epoch on",
-        source="ours, row 7",
+        source="ours",
         at_least=0,
         at_most=1,
     )
@@ -77,47 +77,45 @@ class UDIOptions(BranchOptions):
         "first",
         "the batch on which gradients are compared before an epoch: its first one, or the last of the previous epoch "
         "(in a follower's first epoch the first one)",
-        source="ours, row 7",
+        source="ours",
         choices=("first", "previous"),
     )
     align: str = option(
         "encoder",
         "gradients that are compared: with respect to all parameters of the follower's encoder, to those of its last "
         "block, or to its features",
-        source="ours, row 5",
+        source="ours",
         choices=("encoder", "last_block", "features"),
     )
     similarity: str = option(
         "dot", "how gradients are compared; the cosine ignores their length", source="paper", choices=("dot", "cosine")
     )
-    temperature: float = option(1.0, "divides both logits in the consistency term", source="ours, row 13", above=0)
+    temperature: float = option(1.0, "divides both logits in the consistency term", source="ours", above=0)
     estimator: str = option(
         "full",
         "pairs in CLUB: every anchor with every follower sample, or with one drawn at random",
-        source="ours, row 8",
+        source="ours",
         choices=("full", "sampled"),
     )
     reduction: str = option(
         "mean",
         "CLUB over the feature dimensions; sum is the literal one",
-        source="ours, row 9",
+        source="ours",
         choices=("mean", "sum"),
     )
     normalise: str = option(
         "layernorm",
         "features before CLUB: layernorm without parameters, without which the follower can lower the bound by growing "
         "its features; or none",
-        source="ours, row 9",
+        source="ours",
         choices=("layernorm", "none"),
     )
     variance: str = option(
         "learned", "variance of q: learned, or one (CLUBMean)", source="CLUB, official code", choices=("learned", "one")
     )
-    q_hidden: int = option(512, "twice the hidden width of q", source="ours, row 10", at_least=2)
-    q_lr: float = option(1e-3, "learning rate of q's own Adam", source="ours, row 10", above=0)
-    q_steps: int = option(
-        1, "steps of q in one training step (5 in CLUB's own example)", source="ours, row 11", at_least=1
-    )
+    q_hidden: int = option(512, "twice the hidden width of q", source="ours", at_least=2)
+    q_lr: float = option(1e-3, "learning rate of q's own Adam", source="ours", above=0)
+    q_steps: int = option(1, "steps of q in one training step (5 in CLUB's own example)", source="ours", at_least=1)
     q_order: str = option(
         "before",
         "fit q before the follower's update, so that the bound is fresh, or after it",
@@ -125,27 +123,27 @@ class UDIOptions(BranchOptions):
         choices=("before", "after"),
     )
     q_warmup_epochs: int = option(
-        1, "epochs of q alone on the features of the initial follower", source="ours, row 11", at_least=0
+        1, "epochs of q alone on the features of the initial follower", source="ours", at_least=0
     )
     followers: str = option(
         "independent",
         "with three modalities and more: every follower relates to the anchor alone, or sequential: to all branches "
         "before it as well, with the mean of the losses",
-        source="ours, row 15",
+        source="ours",
         choices=("independent", "sequential"),
     )
     anchor_view: str = option(
         "batch",
         "what a follower sees of its anchors: their reading of the same augmented batch, or cached: of the clean "
         "training split, once a phase",
-        source="ours, row 16",
+        source="ours",
         choices=("batch", "cached"),
     )
     fusion: str = option(
         "sum",
         "prediction from the branches: sum of logits, mean of probabilities, logits weighted by validation accuracy; "
         "or probe: a linear classifier on all frozen features, trained in a phase of its own (report it separately)",
-        source="ours, row 14",
+        source="ours",
         choices=("sum", "mean_probability", "accuracy_weighted", "probe"),
     )
 
