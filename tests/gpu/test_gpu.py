@@ -48,7 +48,7 @@ def test_same_seed_same_bytes_on_the_gpu(name):
     )
 
 
-def test_joint_keeps_most_of_the_bare_loop():
+def test_joint_throughput():
     bundle = tiny_bundle(2, kind="image", n=(4096, 32, 32))
     trainer = make_trainer(bundle, "joint", device="cuda", epochs=3, batch_size=256)
     started = time.perf_counter()
