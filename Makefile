@@ -22,6 +22,8 @@ results: $(VENV)/.ready
 	  $(BIN)/python benchmarks/run.py --methods all --dataset $$dataset --protocol laptop --data-root "$(DATA)" || exit; done
 	$(BIN)/python benchmarks/run.py --methods unimodal,ensemble,udi --dataset cgmnist --protocol laptop \
 	  --set cgmnist.val_colour=label --name cgmnist-laptop-val_colour-label --data-root "$(DATA)"
+	$(BIN)/python benchmarks/run.py --methods joint,udi --dataset cgmnist --protocol laptop --precision fp32 \
+	  --name cgmnist-laptop-fp32 --data-root "$(DATA)"
 	$(BIN)/python benchmarks/run.py --methods agm --dataset cgmnist --protocol laptop --set agm.alpha=1.5 \
 	  --name cgmnist-laptop-agm-alpha-1.5 --data-root "$(DATA)"
 	$(BIN)/python benchmarks/run.py --methods all --dataset mosi --protocol quick --set mosi.val_from=test \
