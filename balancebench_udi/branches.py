@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from balancebench_udi.config import Options, option
-from balancebench_udi.strategy import Batch, Output, Phase, Strategy, Task
+from balancebench_udi.strategy import Batch, Phase, Strategy, Task
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,3 @@ class BranchStrategy(Strategy):
         with self.model.passes.paused():
             seen = self.task.collect(probe, "val", modalities=(m,))
         return seen["hit"].float().mean(), seen["entropy"].mean()
-
-    def loss(self, output: Output, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return F.cross_entropy(output.logits, batch.target), {}

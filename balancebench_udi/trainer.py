@@ -284,8 +284,7 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.strategy.load_state_dict(state["strategy"])
         self.task.generator.set_state(state["generator"])
-        done = sum(1 for _ in self.progress.curves)
-        self.tick("resumed", done * self.task.steps_per_epoch)
+        self.tick("resumed", len(self.progress.curves) * self.task.steps_per_epoch)
         return state["optimizer"]
 
     # -- what is trainable -------------------------------------------------------------------------------------------
