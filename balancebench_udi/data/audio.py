@@ -29,7 +29,7 @@ def read_wav(content: bytes, name: str) -> tuple[Tensor, int]:
         with wave.open(io.BytesIO(content)) as file:
             channels, width, rate, frames = file.getparams()[:4]
             data = file.readframes(frames)
-    except (wave.Error, EOFError):
+    except (wave.Error, EOFError, RuntimeError):
         raise UserError(f"{name} must be a wav file, it is not or it is cut short; fetch it again") from None
     if width != 2:
         raise UserError(f"{name} must hold 16-bit samples, found {8 * width} bits; convert it")

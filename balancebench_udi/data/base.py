@@ -1,4 +1,4 @@
-"""What a dataset is to the rest of the library: three splits of aligned modalities, already in memory or mapped.
+"""What a dataset is to the rest of the library: three splits of aligned modalities, in memory or memory-mapped.
 
 A dataset is a class with an ``Options`` dataclass and one method, :meth:`Dataset.load`. It reads files, checks them,
 and returns a :class:`Bundle`. Nothing in it knows about methods, encoders' weights or training.
@@ -10,10 +10,10 @@ import abc
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -23,8 +23,19 @@ from balancebench_udi.config import Options as AnyOptions
 from balancebench_udi.errors import UserError
 from balancebench_udi.seeding import generator
 
-Transform = Callable[[Tensor, torch.Generator | None], Tensor]
-"""``(stored batch on the device, generator or None) -> float batch``. With a generator the batch is augmented."""
+
+class Transform(Protocol):
+    """From the stored batch on the device ``[B, ...]`` to the float batch of the encoder.
+
+    Called with ``draws [B, self.draws]``, uniform in [0, 1), it augments each sample by its own row of them; called
+    with None it does not augment. All randomness comes from the draws.
+    """
+
+    @property
+    def draws(self) -> int:
+        """Random numbers that augmenting one sample takes; 0 where nothing is augmented."""
+
+    def __call__(self, stored: Tensor, draws: Tensor | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,7 @@ class Affine:
 
     scale: tuple[float, ...] = (1.0,)
     shift: tuple[float, ...] = (0.0,)
+    draws: ClassVar[int] = 0
 
     @classmethod
     def normalise(cls, mean: tuple[float, ...], std: tuple[float, ...], peak: float = 255.0) -> Affine:
@@ -40,7 +52,7 @@ class Affine:
         scale = tuple(1.0 / (peak * s) for s in std)
         return cls(scale, tuple(-m / s for m, s in zip(mean, std, strict=True)))
 
-    def __call__(self, stored: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, stored: Tensor, draws: Tensor | None = None) -> Tensor:
         values = stored.to(torch.float32)
         if self.scale == (1.0,) and self.shift == (0.0,):
             return values
@@ -57,22 +69,40 @@ def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Split:
-    """One split: ``inputs[m]`` is ``[N, ...]`` in its stored type, ``target`` is ``[N]`` int64, rows aligned."""
+    """One split of N samples.
+
+    Attributes:
+        inputs: modality -> stored values ``[N, ...]``, or ``[R, ...]`` of which ``rows`` says which belong here.
+        target: ``[N]`` int64.
+        rows: ``[N]`` int64, the row of ``inputs`` that holds each sample; None where sample i lies in row i. So splits
+            share one memory-mapped array.
+    """
 
     inputs: Mapping[str, Tensor]
     target: Tensor
+    rows: Tensor | None = None
 
     def __post_init__(self) -> None:
-        n = len(self.target)
+        n = len(self.target if self.rows is None else self.rows)
+        if n != len(self.target):
+            raise UserError(f"a split must have one row a sample ({len(self.target)}), found {n}")
         for m, values in self.inputs.items():
-            if len(values) != n:
+            if self.rows is None and len(values) != n:
                 raise UserError(f"modality {m} must have one row a sample ({n}), found {len(values)}")
+            if self.rows is not None and n and int(self.rows.max()) >= len(values):
+                raise UserError(f"modality {m} must hold row {int(self.rows.max())}, found {len(values)} rows")
 
     def __len__(self) -> int:
         return len(self.target)
 
+    def stored(self, m: str, index: Tensor) -> Tensor:
+        """The stored values ``[B, ...]`` of samples ``index [B]``, copied."""
+        return self.inputs[m].index_select(0, index if self.rows is None else self.rows[index])
+
     def take(self, index: Tensor) -> Split:
-        """The rows ``index``, in that order."""
+        """The samples ``index``, in that order."""
+        if self.rows is not None:
+            return Split(self.inputs, self.target[index], self.rows[index])
         return Split({m: values[index] for m, values in self.inputs.items()}, self.target[index])
 
 
@@ -82,7 +112,8 @@ class Modality:
 
     Attributes:
         kind: ``vector [D]``, ``sequence [T, D]``, ``digit [C, H, W]``, ``spectrogram [1, F, T]``,
-            ``frames [3, T, H, W]`` or ``flow [2, T, H, W]``; decides which encoders fit.
+            ``frames [3, T, H, W]``, ``flow [2, T, H, W]`` or ``tokens [L]`` (word ids as floats, 0 for padding);
+            decides which encoders fit.
         shape: shape of one transformed sample, without the batch dimension.
         encoder: name of the encoder a protocol gets unless it names another.
         transform: from the stored batch to the float batch, on the device.
@@ -121,7 +152,7 @@ class Bundle:
             if set(split.inputs) != set(self.modalities):
                 raise UserError(f"the {name} split must hold {sorted(self.modalities)}, found {sorted(split.inputs)}")
             for m, modality in self.modalities.items():
-                found = tuple(modality.transform(split.inputs[m][:1], None).shape[1:])
+                found = tuple(modality.transform(split.stored(m, torch.tensor([0])), None).shape[1:])
                 if found != tuple(modality.shape):
                     raise UserError(f"a sample of modality {m} must have shape {tuple(modality.shape)}, found {found}")
             low, high = int(split.target.min()), int(split.target.max())
@@ -202,7 +233,10 @@ def stratified_holdout(target: Tensor, share: float, seed: int) -> tuple[Tensor,
     for c in torch.unique(target):
         rows = torch.nonzero(target == c).flatten()
         if len(rows) < 2:
-            raise UserError(f"every class needs at least 2 samples to hold some out, found {len(rows)} of class {c}")
+            raise UserError(
+                f"every class needs at least 2 training samples to hold some out, found {len(rows)} of class {c}; add "
+                "samples, or a validation split"
+            )
         count = min(max(1, round(share * len(rows))), len(rows) - 1)
         held.append(rows[torch.randperm(len(rows), generator=stream)[:count]])
     held_out = torch.cat(held).sort().values

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,8 +16,14 @@ from balancebench_udi.data.base import Bundle, Split
 from balancebench_udi.seeding import generator
 
 EVALUATION_BATCH = 512
+"""Most samples in a batch that is not trained on."""
+EVALUATION_BYTES = {"cpu": 2**26, "cuda": 2**29}
+"""Most bytes of such a batch, by device: activations take some ten times as much."""
 RESIDENT_SHARE = 0.5
-"""On a GPU the splits stay in device memory where they take at most this share of what is free."""
+"""On a GPU a split stays in device memory where it takes at most this share of what is free."""
+AHEAD = 2
+"""Batches that are read ahead for a GPU from a split that does not fit."""
+_CHUNK = 1024  # samples copied to a GPU at once
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,10 @@ class View:
 
 
 class Loader:
-    """Batches of a bundle. Order and augmentation depend on (seed, epoch) alone, never on the method.
+    """Batches of a bundle. Order depends on (seed, epoch) alone, augmentation on (seed, epoch, modality, sample).
+
+    On a GPU a split lives in device memory where it fits; of one that does not, a thread reads batches ahead into
+    pinned memory. On a CPU a batch is read where it is, from memory or from the memory map.
 
     Args:
         bundle: the dataset.
@@ -70,28 +83,21 @@ class Loader:
 
     def train(self, epoch: int, modalities: Sequence[str], view: View | None = None) -> Iterator[Batch]:
         """One epoch of shuffled, augmented training batches with the named modalities."""
-        streams = {m: generator(self.seed, "augment", epoch, m, device=self.device) for m in modalities}
-        base = self.splits["train"]
-        for rows in self._order(epoch, view):
-            if view is None:
-                yield self._batch(base, rows, modalities, streams)
-            else:
-                hidden = view.keep
-                keep = None if hidden is None else {m: hidden[m][rows].to(self.device) for m in modalities}
-                yield self._batch(base, view.index[rows], modalities, streams, keep)
+        order = self._order(epoch, view)
+        rows = order if view is None else [view.index.cpu()[chunk] for chunk in order]
+        draws = self._draws(epoch, modalities)
+        batches = self._batches(self.splits["train"], rows, modalities, draws)
+        if view is None or view.keep is None:
+            yield from batches
+            return
+        for batch, chunk in zip(batches, order, strict=True):
+            keep = {m: view.keep[m][chunk].to(self.device) for m in modalities}
+            yield Batch(batch.inputs, batch.target, batch.index, keep)
 
     def last(self, epoch: int, modalities: Sequence[str]) -> Batch:
-        """The last batch of :meth:`train` without a view.
-
-        Augmentation draws from one stream an epoch, so that its last batch needs all those before it. Where making the
-        last batch draws nothing, it does not depend on them and they are not made.
-        """
-        streams = {m: generator(self.seed, "augment", epoch, m, device=self.device) for m in modalities}
-        before = {m: stream.get_state() for m, stream in streams.items()}
-        batch = self._batch(self.splits["train"], self._order(epoch, None)[-1], modalities, streams)
-        if all(torch.equal(before[m], stream.get_state()) for m, stream in streams.items()):
-            return batch
-        *_, batch = self.train(epoch, modalities)
+        """The last batch of :meth:`train` without a view."""
+        rows = self._order(epoch, None)[-1:]
+        (batch,) = self._batches(self.splits["train"], rows, modalities, self._draws(epoch, modalities))
         return batch
 
     def steps(self, view: View | None = None) -> int:
@@ -99,12 +105,14 @@ class Loader:
         return len(self._order(0, view))
 
     def ordered(
-        self, split: str, modalities: Sequence[str], index: Tensor | None = None, batch_size: int = EVALUATION_BATCH
+        self, split: str, modalities: Sequence[str], index: Tensor | None = None, batch_size: int | None = None
     ) -> Iterator[Batch]:
-        """A split (or its rows ``index``) in order, not augmented, nothing dropped."""
+        """A split (or its samples ``index``) in order, not augmented, nothing dropped."""
         rows = torch.arange(self.size(split)) if index is None else index.cpu()
-        for chunk in rows.split(batch_size):
-            yield self._batch(self.splits[split], chunk, modalities, {})
+        if batch_size is None:
+            size = 4 * sum(math.prod(self.bundle.modalities[m].shape) for m in modalities)
+            batch_size = max(1, min(EVALUATION_BATCH, EVALUATION_BYTES[self.device.type] // size))
+        yield from self._batches(self.splits[split], list(rows.split(batch_size)), modalities, {})
 
     def _order(self, epoch: int, view: View | None) -> list[Tensor]:
         stream = generator(self.seed, "order", epoch)
@@ -118,28 +126,95 @@ class Loader:
             chunks = [chunks[i] for i in torch.randperm(len(chunks), generator=stream).tolist()]
         return [c for c in chunks if len(c) > 1 or total == 1]
 
-    def _batch(
-        self,
-        split: Split,
-        rows: Tensor,
-        modalities: Sequence[str],
-        streams: Mapping[str, torch.Generator],
-        keep: Mapping[str, Tensor] | None = None,
-    ) -> Batch:
-        there = rows.to(split.target.device)
-        inputs = {}
-        for m in modalities:
-            stored = split.inputs[m].index_select(0, there).to(self.device, non_blocking=True)
-            inputs[m] = self.bundle.modalities[m].transform(stored, streams.get(m))
-        return Batch(inputs, split.target[there].to(self.device), rows.to(self.device), keep)
+    def _draws(self, epoch: int, modalities: Sequence[str]) -> dict[str, Tensor]:
+        """One row of random numbers a training sample, of the modalities that are augmented; the same on any device."""
+        counts = {m: self.bundle.modalities[m].transform.draws for m in modalities}
+        return {
+            m: torch.rand(self.size("train"), count, generator=generator(self.seed, "augment", epoch, m))
+            for m, count in counts.items()
+            if count
+        }
+
+    def _batches(
+        self, split: Split, rows: Sequence[Tensor], modalities: Sequence[str], draws: Mapping[str, Tensor]
+    ) -> Iterator[Batch]:
+        if not rows:
+            return
+        there = split.target.device
+        draws = {m: table.to(there) for m, table in draws.items()}
+
+        def read(index: Tensor) -> tuple[Batch, dict[str, Tensor]]:
+            stored = {m: split.stored(m, index) for m in modalities}
+            return Batch(stored, split.target[index], index), {m: table[index] for m, table in draws.items()}
+
+        def pinned(index: Tensor) -> tuple[Batch, dict[str, Tensor]]:
+            batch, chosen = read(index)
+            stored = {m: x.pin_memory() for m, x in batch.inputs.items()}
+            return (
+                Batch(stored, batch.target.pin_memory(), batch.index.pin_memory()),
+                {m: x.pin_memory() for m, x in chosen.items()},
+            )
+
+        rows = torch.cat(list(rows)).to(there).split([len(chunk) for chunk in rows])  # one copy an epoch
+        for batch, chosen in map(read, rows) if there.type == self.device.type else ahead(pinned, rows, AHEAD):
+            inputs = {}
+            for m, stored in batch.inputs.items():
+                drawn = chosen[m].to(self.device, non_blocking=True) if m in chosen else None
+                inputs[m] = self.bundle.modalities[m].transform(stored.to(self.device, non_blocking=True), drawn)
+            target, index = (x.to(self.device, non_blocking=True) for x in (batch.target, batch.index))
+            yield Batch(inputs, target, index)
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def ahead(function: Callable[[T], R], values: Sequence[T], depth: int) -> Iterator[R]:
+    """``map(function, values)``, computed by a thread up to ``depth`` values before they are asked for.
+
+    What the function raises is raised here. The thread ends when the iterator is closed.
+    """
+    results: queue.Queue[tuple[R | None, BaseException | None]] = queue.Queue()
+    room = threading.Semaphore(depth)
+    closed = threading.Event()
+
+    def work() -> None:
+        for value in values:
+            room.acquire()
+            if closed.is_set():
+                return
+            try:
+                results.put((function(value), None))
+            except BaseException as error:
+                results.put((None, error))
+                return
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        for _ in values:
+            result, error = results.get()
+            if error is not None:
+                raise error
+            room.release()
+            yield result  # type: ignore[misc]
+    finally:
+        closed.set()
+        room.release()
+        thread.join()
 
 
 def _place(split: Split, device: torch.device) -> Split:
     """The split in device memory where it fits, else where it was."""
     if device.type != "cuda":
         return split
-    size = sum(x.numel() * x.element_size() for x in split.inputs.values())
+    size = sum(x[:1].numel() * x.element_size() for x in split.inputs.values()) * len(split)
     free, _ = torch.cuda.mem_get_info(device)
     if size > RESIDENT_SHARE * free:
         return split
-    return Split({m: x.to(device) for m, x in split.inputs.items()}, split.target.to(device))
+    inputs = {}
+    for m, x in split.inputs.items():
+        inputs[m] = torch.empty(len(split), *x.shape[1:], dtype=x.dtype, device=device)
+        for chunk in torch.arange(len(split)).split(_CHUNK):  # a memory map need not fit into this machine's memory
+            inputs[m][chunk[0] : chunk[-1] + 1] = split.stored(m, chunk)
+    return Split(inputs, split.target.to(device))

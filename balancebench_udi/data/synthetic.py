@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import perm, prod
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -295,8 +296,9 @@ class Patches:
 
     shape: tuple[int, ...]
     grid: int = _GRID
+    draws: ClassVar[int] = 0
 
-    def __call__(self, stored: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, stored: Tensor, draws: Tensor | None = None) -> Tensor:
         channels, *_, height, width = self.shape
         cells = torch.arange(channels * self.grid**2, device=stored.device) % stored.shape[1]
         coarse = stored[:, cells].view(-1, channels, self.grid, self.grid)

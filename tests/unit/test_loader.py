@@ -1,13 +1,17 @@
 """Batches: order from (seed, epoch) alone, views, groups, what is left out and what is not."""
 
 import dataclasses
+import threading
+import time
 
 import pytest
 import torch
 
+from balancebench_udi.data import loader as module
 from balancebench_udi.data.base import Bundle, Modality, Split
-from balancebench_udi.data.loader import Batch, Loader, View
+from balancebench_udi.data.loader import Batch, Loader, View, ahead
 from balancebench_udi.errors import UserError
+from balancebench_udi.seeding import generator
 from tests.helpers import tiny_bundle
 
 CPU = torch.device("cpu")
@@ -141,14 +145,30 @@ def test_ordered_takes_rows():
     assert torch.equal(batch.inputs["audio"], made.bundle.train.inputs["audio"][rows])
 
 
-def jitter(stored, generator):
-    return stored if generator is None else stored + torch.rand(len(stored), 1, generator=generator)
+class Jitter:
+    """Shifts every sample by its own draw."""
+
+    draws = 1
+
+    def __call__(self, stored, draws=None):
+        assert draws is None or draws.shape == (len(stored), 1)
+        return stored if draws is None else stored + draws
 
 
-def augmented(seed=0):
+def augmented(seed=0, batch_size=16, names=BOTH):
     bundle = tiny_bundle(n=(50, 20, 30))
-    modalities = {m: dataclasses.replace(x, transform=jitter) for m, x in bundle.modalities.items()}
-    return Loader(dataclasses.replace(bundle, modalities=modalities), CPU, 16, seed)
+    modalities = {
+        m: dataclasses.replace(x, transform=Jitter()) if m in names else x for m, x in bundle.modalities.items()
+    }
+    return Loader(dataclasses.replace(bundle, modalities=modalities), CPU, batch_size, seed)
+
+
+def shifts(made, batches, m):
+    """By how much each sample was shifted, ``[N]``; NaN where it did not come."""
+    found = torch.full((50,), torch.nan)
+    for b in batches:
+        found[b.index] = (b.inputs[m] - made.bundle.train.inputs[m][b.index])[:, 0]
+    return found
 
 
 def values(batches, m="visual"):
@@ -159,16 +179,33 @@ def test_augmentation_depends_on_seed_epoch_and_modality_alone():
     reference = values(augmented().train(2, BOTH))
     assert torch.equal(values(augmented().train(2, BOTH)), reference)
     assert torch.equal(values(augmented().train(2, ["visual"])), reference)  # a phase on one modality sees the same
-    train = augmented().bundle.train
-    shifts = []
+    made = augmented()
+    tables = []
     for seed, epoch in ((0, 2), (0, 3), (1, 2)):
-        batches = list(augmented(seed).train(epoch, BOTH))
-        rows = torch.cat([b.index for b in batches])
-        shifts += [values(batches, m)[:, :5] - train.inputs[m][rows][:, :5] for m in BOTH]
-    for i, first in enumerate(shifts):
+        tables += [shifts(made, list(augmented(seed).train(epoch, BOTH)), m) for m in BOTH]
+    for i, first in enumerate(tables):
         assert first.min() > -1e-5
         assert first.max() < 1 + 1e-5
-        assert all(not torch.allclose(first, second) for second in shifts[:i])
+        assert len(set(first.tolist())) == 50  # every sample by its own
+        assert all(not torch.allclose(first, second, atol=1e-3) for second in tables[:i])
+
+
+def test_augmentation_of_a_sample_does_not_depend_on_its_batch():
+    made = augmented()
+    reference = shifts(made, made.train(2, BOTH), "visual")
+    group = torch.arange(50) % 3
+    for batches in (
+        augmented(batch_size=5).train(2, BOTH),
+        augmented(names=["visual"]).train(2, BOTH),
+        made.train(2, BOTH, View(torch.arange(49, -1, -1))),
+        made.train(2, BOTH, View(torch.tensor([7] * 20 + [3] * 13 + [41]))),
+        made.train(2, BOTH, View(torch.arange(50), group=group)),
+        [made.last(2, BOTH)],
+    ):
+        found = shifts(made, list(batches), "visual")
+        there = ~found.isnan()
+        assert there.any()
+        assert torch.allclose(found[there], reference[there], atol=1e-6)
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
@@ -193,36 +230,165 @@ def test_a_bundle_is_checked():
         dataclasses.replace(bundle, modalities={"audio": bundle.modalities["audio"]})
 
 
-def noisy(stored, generator=None):
-    return stored if generator is None else stored + torch.rand(stored.shape, generator=generator)
-
-
 @pytest.mark.parametrize("count", [50, 48, 49])  # 49: the last sample by itself is left out
-@pytest.mark.parametrize("augmented", [(), ("visual",), ("audio", "visual")])
-def test_the_last_batch_is_that_of_the_epoch(count, augmented):
+@pytest.mark.parametrize("names", [(), ("visual",), ("audio", "visual")])
+def test_the_last_batch_is_that_of_the_epoch(count, names):
     made = loader(count)
     calls = []
 
-    def counted(transform):
-        def call(stored, generator=None):
-            calls.append(len(stored))
-            return transform(stored, generator)
+    class Counted:
+        def __init__(self, m):
+            self.draws = int(m in names)
 
-        return call
+        def __call__(self, stored, draws=None):
+            calls.append(len(stored))
+            assert (draws is not None) == bool(self.draws)
+            return stored if draws is None else stored + draws
 
     for m in BOTH:
-        before = made.bundle.modalities[m]
-        transform = counted(noisy if m in augmented else before.transform)
-        made.bundle.modalities[m] = dataclasses.replace(before, transform=transform)
+        made.bundle.modalities[m] = dataclasses.replace(made.bundle.modalities[m], transform=Counted(m))
     for epoch in (0, 3):
         *_, expected = made.train(epoch, BOTH)
         calls.clear()
         found = made.last(epoch, BOTH)
-        if not augmented:  # nothing else was made
-            assert calls == [len(expected)] * 2
+        assert calls == [len(expected)] * 2  # nothing else was made
         assert torch.equal(found.index, expected.index)
         assert torch.equal(found.target, expected.target)
         for m in BOTH:
             assert torch.equal(found.inputs[m], expected.inputs[m])
-            assert torch.equal(found.inputs[m], made.bundle.train.inputs[m][found.index]) == (m not in augmented)
+            assert torch.equal(found.inputs[m], made.bundle.train.inputs[m][found.index]) == (m not in names)
     assert list(made.last(0, ["visual"]).inputs) == ["visual"]
+
+
+# evaluation's batches
+
+
+def batch_sizes(shapes, n=600):
+    inputs = {f"m{i}": torch.zeros(n, *shape) for i, shape in enumerate(shapes)}
+    split = Split(inputs, torch.zeros(n, dtype=torch.int64))
+    modalities = {f"m{i}": Modality("vector", shape, "mlp") for i, shape in enumerate(shapes)}
+    made = Loader(Bundle(modalities, ("a", "b"), split, split, split, "0" * 12), CPU, 16, 0)
+    return [len(b) for b in made.ordered("val", list(inputs))], [len(b) for b in made.ordered("val", ["m0"])]
+
+
+def test_batches_of_evaluation_are_limited_by_count_and_by_bytes(monkeypatch):
+    assert batch_sizes([(10,), (20,)]) == ([512, 88], [512, 88])
+    monkeypatch.setattr(module, "EVALUATION_BYTES", {"cpu": 100_000})
+    assert batch_sizes([(100,), (25,)]) == ([200] * 3, [250, 250, 100])
+    monkeypatch.setattr(module, "EVALUATION_BYTES", {"cpu": 10})
+    assert batch_sizes([(100,)], 3)[0] == [1, 1, 1]
+
+
+# splits that are rows of one array
+
+
+def mapped(bundle, seed=0):
+    """The bundle with its splits scattered over one array."""
+    counts = [len(bundle.split(s)) for s in ("train", "val", "test")]
+    order = torch.randperm(sum(counts) + 5, generator=generator(seed))[: sum(counts)]
+    inputs = {}
+    for m in bundle.modalities:
+        values = torch.cat([bundle.split(s).inputs[m] for s in ("train", "val", "test")])
+        inputs[m] = torch.full((len(order) + 5, *values.shape[1:]), torch.nan)
+        inputs[m][order] = values
+    parts = dict(zip(("train", "val", "test"), order.split(counts), strict=True))
+    splits = {s: Split(inputs, bundle.split(s).target, rows) for s, rows in parts.items()}
+    return dataclasses.replace(bundle, **splits)
+
+
+def test_a_mapped_split_gives_the_batches_of_one_of_its_own():
+    bundle = augmented().bundle
+    one, other = (Loader(b, CPU, 16, 0) for b in (bundle, mapped(bundle)))
+    view = View(torch.tensor([7] * 20 + [3] * 13 + [41]), {m: torch.arange(34) % 2 == 0 for m in BOTH})
+    for calls in (
+        lambda made: made.train(1, BOTH),
+        lambda made: made.train(1, ["visual"], view),
+        lambda made: made.ordered("val", BOTH),
+        lambda made: made.ordered("test", BOTH, torch.tensor([3, 3, 29, 0]), 3),
+        lambda made: [made.last(1, BOTH)],
+    ):
+        for a, b in zip(calls(one), calls(other), strict=True):
+            assert torch.equal(a.index, b.index)
+            assert torch.equal(a.target, b.target)
+            assert list(a.inputs) == list(b.inputs)
+            assert all(torch.equal(a.inputs[m], b.inputs[m]) for m in a.inputs)
+    taken, expected = (made.bundle.train.take(torch.tensor([4, 0, 4])) for made in (other, one))
+    assert torch.equal(taken.stored("audio", torch.arange(3)), expected.stored("audio", torch.arange(3)))
+    assert torch.equal(taken.target, expected.target)
+
+
+def test_rows_are_checked():
+    inputs = {"audio": torch.zeros(3, 2)}
+    with pytest.raises(UserError, match=r"must have one row a sample \(2\), found 3"):
+        Split(inputs, torch.zeros(2, dtype=torch.int64), torch.tensor([0, 1, 2]))
+    with pytest.raises(UserError, match="modality audio must hold row 3, found 3 rows"):
+        Split(inputs, torch.zeros(2, dtype=torch.int64), torch.tensor([0, 3]))
+    assert len(Split(inputs, torch.zeros(0, dtype=torch.int64), torch.tensor([], dtype=torch.int64))) == 0
+
+
+# reading ahead
+
+
+def test_ahead_is_map():
+    assert list(ahead(lambda x: x * x, range(50), 3)) == [x * x for x in range(50)]
+    assert list(ahead(lambda x: x, [], 3)) == []
+    assert list(ahead(lambda x: x, [None, 1], 1)) == [None, 1]
+
+
+def settle(seen, count):
+    """Wait until so many were begun, and a little longer for one too many."""
+    end = time.monotonic() + 10
+    while len(seen) < count and time.monotonic() < end:
+        time.sleep(0.002)
+    time.sleep(0.05)
+    return len(seen)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_ahead_is_as_far_ahead_as_asked(depth):
+    seen = []
+    results = ahead(lambda x: seen.append(x) or x, range(20), depth)
+    assert seen == []  # nothing before the first is asked for
+    for taken in range(1, 6):
+        next(results)
+        assert settle(seen, taken + depth) == taken + depth
+    results.close()
+
+
+def test_ahead_raises_what_the_function_raises_in_its_place():
+    """And computes nothing beyond."""
+    seen, got = [], []
+
+    def function(x):
+        seen.append(x)
+        if x == 3:
+            raise UserError("three")
+        return x
+
+    with pytest.raises(UserError, match="three"):
+        got.extend(ahead(function, range(10), 5))
+    assert got == [0, 1, 2]
+    assert seen == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("taken", [1, 4])
+def test_ahead_ends_its_thread_when_closed(taken):
+    before = threading.active_count()
+    seen = []
+    results = ahead(lambda x: seen.append(x) or x, range(1000), 2)
+    for _ in range(taken):
+        next(results)
+    assert threading.active_count() == before + 1
+    results.close()
+    assert threading.active_count() == before
+    begun = len(seen)
+    assert begun <= taken + 3
+    assert settle(seen, begun) == begun
+
+
+def test_ahead_ends_its_thread_when_done_or_failed():
+    before = threading.active_count()
+    list(ahead(lambda x: x, range(5), 2))
+    with pytest.raises(ZeroDivisionError):
+        list(ahead(lambda x: 1 / x, [1, 0, 1], 2))
+    assert threading.active_count() == before

@@ -1,0 +1,169 @@
+"""Audio-visual clips: what every dataset of sound and video shares, from files to a pack and from a pack to batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from balancebench_udi.config import Options, option
+from balancebench_udi.data.base import Affine, Modality
+from balancebench_udi.data.frames import CROP, PICKS, FrameTransform, TimeCrop
+from balancebench_udi.data.media import (
+    SILENCE,
+    SPECTROGRAMS,
+    WHOLE,
+    Span,
+    as_candidates,
+    read_pictures,
+    read_sound,
+    read_video,
+)
+from balancebench_udi.data.pack import Item, Pack, Packed, Stored
+from balancebench_udi.errors import UserError
+
+
+def audio_option(default: str, source: str) -> Any:
+    """The option that says what sound becomes."""
+    about = "; ".join(f"{name}: {s.about}" for name, s in SPECTROGRAMS.items())
+    return option(default, f"what sound becomes: {about}", source=source, choices=tuple(SPECTROGRAMS))
+
+
+@dataclass(frozen=True)
+class ClipOptions(Options):
+    """Options of every dataset of clips; a subclass adds ``split`` and changes defaults."""
+
+    audio: str = audio_option("ogm_stft", "official code of OGM-GE")
+    fps: int = option(3, "frames a second that are candidates", source="ours, as InfoReg", at_least=1, at_most=30)
+    candidates: int = option(
+        8, "most candidate frames kept of a clip (uniform segment centres of more)", source="ours", at_least=1
+    )
+    stored_size: int = option(256, "side of the stored square frames, pixels", source="ours", at_least=CROP)
+    n_frames: int = option(3, "frames of a clip that the encoder sees", source="ours, as InfoReg", at_least=1)
+    pick: str = option(
+        "random",
+        "how they are chosen in training: random, of each segment (segment), or its first, in testing too (start)",
+        source="ours, as InfoReg",
+        choices=PICKS,
+    )
+    same_crop: bool = option(
+        False, "one crop and mirror for all frames of a clip instead of one each", source="official code of OGM-GE"
+    )
+    val_share: float = option(0.1, "share of every class of train held out", source="ours", above=0)
+    val_seed: int = option(0, "seed of the validation split", source="ours", at_least=0)
+
+
+CLIP_PREPARED = ("audio", "fps", "candidates", "stored_size")
+"""The options of :class:`ClipOptions` that decide what a pack holds."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Where the sound and the pictures of one clip are.
+
+    Attributes:
+        sound: a sound or video file.
+        pictures: extracted frames in order, or one video.
+        span: the part of sound and video that is the clip; extracted frames are taken as they are.
+    """
+
+    sound: Path
+    pictures: tuple[Path, ...]
+    span: Span = WHOLE
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them, each once."""
+        return tuple(dict.fromkeys((self.sound, *self.pictures)))
+
+
+VIDEO = (".mp4", ".avi", ".flv", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".3gp")
+SOUND = (".wav", ".mp3", ".flac", ".ogg", ".m4a", ".aac", ".opus")
+PICTURES = (".jpg", ".jpeg", ".png")
+
+
+class Clips(Packed):
+    """Base of datasets of clips: ``audio`` spectrogram and ``video`` frames ``[3, T, 224, 224]``, two ResNet-18.
+
+    A subclass lists its source: items whose ``detail`` is :meth:`describe` of a :class:`Clip`. In training ``n_frames``
+    of the candidates are chosen by ``pick`` and cropped at random; see
+    :class:`~balancebench_udi.data.frames.FrameTransform`. A silent clip is kept and listed.
+
+    Attributes:
+        aspect: width by height of most of its videos.
+    """
+
+    prepared: ClassVar[tuple[str, ...]] = CLIP_PREPARED
+    aspect: ClassVar[float] = 4 / 3
+    Options = ClipOptions
+
+    @staticmethod
+    def item(name: str, label: str, clip: Clip, columns: Mapping[str, str]) -> Item:
+        """The item of a clip."""
+        where = {path: i for i, path in enumerate(clip.files)}
+        detail = {
+            "sound": where[clip.sound],
+            "pictures": [where[p] for p in clip.pictures],
+            "span": [clip.span.start, clip.span.end],
+        }
+        return Item(name, label, clip.files, columns, detail)
+
+    def stored(self) -> Mapping[str, Stored]:
+        """Float16 spectrogram; uint8 candidates ``[K, S, S, 3]``."""
+        o = self.options
+        return {
+            "audio": Stored(SPECTROGRAMS[o.audio].shape, "float16"),
+            "video": Stored((o.candidates, o.stored_size, o.stored_size, 3), "uint8"),
+        }
+
+    def decode(self, item: Item) -> tuple[Mapping[str, np.ndarray], Sequence[str]]:
+        """Sound to a spectrogram, pictures to candidates."""
+        o = self.options
+        detail: Any = item.detail
+        span = Span(*detail["span"])
+        samples, rate = read_sound(item.files[detail["sound"]], span)
+        remarks = ["silent"] if float(samples.abs().max()) < SILENCE else []
+        paths = [item.files[i] for i in detail["pictures"]]
+        if paths and paths[0].suffix.lower() not in PICTURES:
+            pictures = read_video(paths[0], o.fps, o.candidates, span)
+        else:
+            pictures = read_pictures(paths, o.candidates)
+        values = {
+            "audio": SPECTROGRAMS[o.audio](samples, rate).numpy().astype(np.float16),
+            "video": as_candidates(pictures, o.candidates, o.stored_size),
+        }
+        return values, remarks
+
+    def modalities(self, pack: Pack) -> Mapping[str, Modality]:
+        """A spectrogram and frames."""
+        o = self.options
+        sound = SPECTROGRAMS[o.audio]
+        shape = (*sound.shape[:2], sound.crop or sound.shape[2])
+        frames = FrameTransform(o.n_frames, o.candidates, o.pick, o.same_crop, self.aspect)
+        return {
+            "audio": Modality("spectrogram", shape, "resnet18", TimeCrop(sound.crop) if sound.crop else Affine()),
+            "video": Modality("frames", (3, o.n_frames, CROP, CROP), "resnet18", frames),
+        }
+
+
+def extracted_frames(folder: Path) -> tuple[Path, ...]:
+    """The pictures in a folder, by name."""
+    return tuple(sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)) if folder.is_dir() else ()
+
+
+def find_clips(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Name without suffix -> file, of all files below ``folder`` with one of the suffixes.
+
+    Raises:
+        UserError: two files of one name.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if path.suffix.lower() in suffixes and path.is_file():
+            if path.stem in found:
+                raise UserError(f"a clip must be there once, found {found[path.stem]} and {path}; remove one")
+            found[path.stem] = path
+    return found

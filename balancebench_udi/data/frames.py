@@ -1,0 +1,166 @@
+"""Stored pictures to frames: choice of frames, random crop and mirror for the whole batch on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from balancebench_udi.data.base import Affine
+
+CROP = 224
+"""Side of the frames that the encoder sees, pixels."""
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of the channels, of values in [0, 1]."""
+PICKS = ("random", "segment", "start")
+_TRIES = 10
+BOX_DRAWS = 2 * _TRIES + 3
+"""Random numbers a crop takes."""
+
+
+@dataclass(frozen=True)
+class FrameTransform:
+    """From stored candidates ``[B, K, S, S, C]`` uint8 to ``[B, C, T, 224, 224]`` float32.
+
+    A sample's own candidates come first and hold no 0 (black is 1); the first of the slots left over is 0 throughout.
+
+    Choice of T of a sample's c candidates: ``random`` draws T without replacement, in order of time (Huang et al.,
+    InfoReg, official code); ``segment`` draws one of each of T equal segments (MMPareto, BalanceBenchmark); ``start``
+    takes the first of each segment, in evaluation too (MLA). Otherwise evaluation takes the centre of each segment.
+    With c < T some repeat.
+
+    In training each frame (with ``same_crop``, all of a sample alike) is cropped at random to 8 to 100 % of the area
+    with an aspect of 3/4 to 4/3 *in the original picture*, resized to 224 x 224 bilinearly and mirrored half the time:
+    the law of torchvision's RandomResizedCrop and RandomHorizontalFlip. In evaluation the whole picture is resized (the
+    aspect is not kept, as in the official codes).
+
+    Attributes:
+        n_frames: T.
+        candidates: K.
+        pick: one of :data:`PICKS`.
+        same_crop: the same crop and mirror for the frames of one sample.
+        aspect: width by height of the original pictures, which are stored as squares.
+        mean, std: of each channel, of values in [0, 1].
+        flow: the pictures are optical flow (u, v), 127.5 standing still; mirroring negates u.
+    """
+
+    n_frames: int
+    candidates: int
+    pick: str = "random"
+    same_crop: bool = False
+    aspect: float = 4 / 3
+    mean: tuple[float, ...] = IMAGENET[0]
+    std: tuple[float, ...] = IMAGENET[1]
+    flow: bool = False
+
+    @property
+    def draws(self) -> int:
+        """K (at least T) for the choice of frames, and those of each crop."""
+        return self._picking + BOX_DRAWS * (1 if self.same_crop else self.n_frames)
+
+    @property
+    def _picking(self) -> int:
+        return max(self.candidates, self.n_frames)
+
+    def __call__(self, stored: Tensor, draws: Tensor | None = None) -> Tensor:
+        count = (stored[:, :, 0, 0, 0] > 0).sum(1)
+        index = self._choose(count, None if draws is None else draws[:, : self._picking])
+        rows = torch.arange(len(stored), device=stored.device)[:, None]
+        images = stored[rows, index].flatten(0, 1).permute(0, 3, 1, 2).to(torch.float32)  # [B T, C, S, S]
+        if draws is not None:
+            images = self._crop(images, draws[:, self._picking :])
+        elif images.shape[-1] != CROP:
+            images = functional.interpolate(images, (CROP, CROP), mode="bilinear", antialias=True)
+        images = Affine.normalise(self.mean, self.std)(images)
+        return images.unflatten(0, (len(stored), self.n_frames)).transpose(1, 2)
+
+    def _choose(self, count: Tensor, draws: Tensor | None) -> Tensor:
+        """Index of the chosen candidates ``[B, T]``."""
+        part = torch.arange(self.n_frames, device=count.device)
+        if self.pick == "start":
+            return part * count[:, None] // self.n_frames
+        centres = segment_centres(count, self.n_frames)
+        if draws is None:
+            return centres
+        if self.pick == "segment":
+            inside = (part + draws[:, : self.n_frames]) * count[:, None] / self.n_frames
+            return torch.minimum(inside.long(), count[:, None] - 1)
+        slot = torch.arange(self.candidates, device=count.device)
+        order = draws[:, : self.candidates].masked_fill(slot >= count[:, None], -1.0)
+        if self.n_frames > self.candidates:
+            return centres
+        drawn = order.topk(self.n_frames, dim=1).indices.sort(dim=1).values
+        return torch.where(count[:, None] >= self.n_frames, drawn, centres)
+
+    def _crop(self, images: Tensor, draws: Tensor) -> Tensor:
+        repeats = self.n_frames if self.same_crop else 1
+        boxes, flip = random_boxes(draws.reshape(-1, BOX_DRAWS), self.aspect)
+        boxes, flip = (x.repeat_interleave(repeats, 0) for x in (boxes, flip))
+        centre, size = boxes[:, :2], boxes[:, 2:]
+        mirror = torch.where(flip, -1.0, 1.0)
+        theta = torch.zeros(len(images), 2, 3, device=images.device)
+        theta[:, 0, 0], theta[:, 1, 1] = size[:, 0] * mirror, size[:, 1]
+        theta[:, :, 2] = 2 * centre - 1
+        grid = functional.affine_grid(theta, [len(images), images.shape[1], CROP, CROP], align_corners=False)
+        cropped = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        if self.flow:
+            cropped[:, 0] = torch.where(flip[:, None, None], 255 - cropped[:, 0], cropped[:, 0])
+        return cropped
+
+
+def random_boxes(draws: Tensor, aspect: float) -> tuple[Tensor, Tensor]:
+    """Crops by the law of torchvision's RandomResizedCrop (scale 0.08-1, ratio 3/4-4/3, ten tries, else a central one).
+
+    Args:
+        draws: ``[n, BOX_DRAWS]`` uniform in [0, 1).
+        aspect: width by height of the picture.
+
+    Returns:
+        ``[n, 4]`` centre x, centre y, width, height as fractions of the picture, and ``[n]`` bool, mirrored or not.
+    """
+    area = 0.08 + 0.92 * draws[:, :_TRIES]
+    low, high = np.log(3 / 4), np.log(4 / 3)
+    ratio = torch.exp(low + (high - low) * draws[:, _TRIES : 2 * _TRIES])
+    width, height = torch.sqrt(area * ratio / aspect), torch.sqrt(area / ratio * aspect)
+    fits = (width <= 1) & (height <= 1)
+    first = fits.to(torch.int8).argmax(1, keepdim=True)
+    any_fits = fits.any(1, keepdim=True)
+    whole = min(max(aspect, 3 / 4), 4 / 3)  # else the largest central crop of an allowed ratio
+    width = torch.where(any_fits, width.gather(1, first), min(1.0, whole / aspect))
+    height = torch.where(any_fits, height.gather(1, first), min(1.0, aspect / whole))
+    size = torch.cat([width, height], 1)
+    position = torch.where(any_fits, draws[:, -3:-1], 0.5)
+    return torch.cat([size / 2 + position * (1 - size), size], 1), draws[:, -1] < 0.5
+
+
+def segment_centres(count: Tensor, parts: int) -> Tensor:
+    """Index of the middle element of each of ``parts`` equal segments of ``count`` elements: ``[B] -> [B, parts]``."""
+    part = torch.arange(parts, device=count.device)
+    return (2 * part + 1) * count[:, None] // (2 * parts)
+
+
+@dataclass(frozen=True)
+class TimeCrop:
+    """From stored spectrograms ``[B, 1, F, L]`` to ``[B, 1, F, length]`` float32.
+
+    In training a random part of the time, in evaluation the middle.
+    """
+
+    length: int
+
+    @property
+    def draws(self) -> int:
+        """One for the offset."""
+        return 1
+
+    def __call__(self, stored: Tensor, draws: Tensor | None = None) -> Tensor:
+        room = stored.shape[3] - self.length + 1
+        offset = torch.full((len(stored), 1), (room - 1) // 2, device=stored.device)
+        if draws is not None:
+            offset = (draws * room).long()
+        index = offset + torch.arange(self.length, device=stored.device)
+        index = index[:, None, None].expand(-1, *stored.shape[1:3], -1)
+        return stored.gather(3, index).to(torch.float32)

@@ -1,0 +1,280 @@
+"""Sound and pictures from files: PyAV decodes, torchaudio makes spectrograms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+import torchaudio
+from PIL import Image, UnidentifiedImageError
+from scipy.signal import spectrogram as periodogram
+from torch import Tensor
+from torch.nn import functional
+
+from balancebench_udi.data.audio import read_wav
+from balancebench_udi.data.frames import segment_centres
+from balancebench_udi.errors import UserError
+
+_CUT_SHORT = 0.5
+"""Seconds that may be missing from a stream, compared with the file's own duration."""
+SILENCE = 1e-4
+"""Sound whose largest magnitude stays below this is silent (full scale is 1)."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a recording, in seconds; None is the beginning or the end."""
+
+    start: float | None = None
+    end: float | None = None
+
+    def cut(self, samples: Tensor, rate: int) -> Tensor:
+        """The samples ``[n]`` inside it."""
+        first = round((self.start or 0.0) * rate)
+        return samples[first : None if self.end is None else round(self.end * rate)]
+
+
+WHOLE = Span()
+
+
+def read_sound(path: Path, span: Span = WHOLE) -> tuple[Tensor, int]:
+    """Samples ``[n]`` float32, channels averaged, and the sampling rate of a sound or video file.
+
+    Raises:
+        UserError: a damaged file, one cut short, without sound, or without any inside ``span``.
+    """
+    if path.suffix.lower() == ".wav":
+        samples, rate = _wav(path)
+    else:
+        samples, rate = _decode_sound(path)
+    samples = span.cut(samples, rate)
+    if len(samples) == 0:
+        raise UserError(f"{path} must have sound from {span.start} to {span.end} s, it ends before; correct the list")
+    return samples, rate
+
+
+def _wav(path: Path) -> tuple[Tensor, int]:
+    try:
+        return read_wav(path.read_bytes(), str(path))
+    except UserError as error:
+        if "of its header" in str(error):  # cut short, which PyAV does not notice
+            raise
+    return _decode_sound(path)  # 24-bit, float and the like
+
+
+def _decode_sound(path: Path) -> tuple[Tensor, int]:
+    try:
+        with _open(path) as container:
+            floats = av.AudioResampler(format="fltp")
+            frames = [f for part in container.decode(audio=0) for f in floats.resample(part)] + floats.resample(None)
+            samples, rate = np.concatenate([f.to_ndarray().mean(0) for f in frames]), frames[0].sample_rate
+            missing = _length(container, "audio") - len(samples) / rate
+    except (av.FFmpegError, IndexError, ValueError):
+        samples, rate, missing = np.zeros(0), 1, 0.0
+    if len(samples) == 0 or missing > _CUT_SHORT:
+        raise UserError(f"{path} must be a media file with sound, it is damaged, cut short or has none; fetch it again")
+    return torch.from_numpy(samples), rate
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    """The file, whatever bytes its title and the like hold."""
+    return av.open(str(path), metadata_errors="ignore")
+
+
+def _length(container: av.container.InputContainer, kind: str) -> float:
+    """Seconds that the file says its stream has, else that it has itself, 0 where it does not say."""
+    stream = getattr(container.streams, kind)[0]
+    if stream.duration is not None:
+        # of an .avi cut short FFmpeg shrinks the duration, not the count of frames, which has the same unit there
+        return float(max(stream.duration, stream.frames) * stream.time_base)
+    return (container.duration or 0) / av.time_base
+
+
+def read_pictures(paths: Sequence[Path], most: int | None = None) -> list[Image.Image]:
+    """Extracted pictures as RGB; the centres of ``most`` equal segments where there are more.
+
+    Raises:
+        UserError: none, or a damaged one.
+    """
+    if most is not None and len(paths) > most:
+        paths = [paths[i] for i in segment_centres(torch.tensor([len(paths)]), most)[0].tolist()]
+    pictures = []
+    for path in paths:
+        try:
+            with Image.open(path) as picture:
+                pictures.append(picture.convert("RGB"))
+        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError):
+            raise UserError(f"{path} must be a whole picture, it is damaged; fetch or extract it again") from None
+    if not pictures:
+        raise UserError("a sample must have at least one picture, found none; extract them again")
+    return pictures
+
+
+def read_video(path: Path, fps: float, most: int | None = None, span: Span = WHOLE) -> list[Image.Image]:
+    """Of a video, the first frame at or after each multiple of 1/fps s, counted from the first frame of the span.
+
+    Args:
+        most: the centres of so many equal segments of them where there are more.
+
+    Raises:
+        UserError: a damaged file, one cut short, without pictures, or without any inside ``span``.
+    """
+    pictures: list[Image.Image] = []
+    origin = first = None
+    last = length = 0.0
+    try:
+        with _open(path) as container:
+            for frame in container.decode(video=0):
+                if frame.time is None:
+                    continue
+                origin = frame.time if origin is None else origin
+                last = frame.time - origin  # within 0.002: times are whole milliseconds in flv and mkv
+                if last < (span.start or 0.0) - 0.002:
+                    continue
+                if span.end is not None and last >= span.end - 0.002:
+                    break
+                first = last if first is None else first
+                if last - first >= len(pictures) / fps - 0.002:
+                    pictures.append(frame.to_image())
+            else:
+                rate = container.streams.video[0].average_rate
+                length = _length(container, "video") - (1 / float(rate) if rate else 0.0)  # where its last frame begins
+    except (av.FFmpegError, IndexError):
+        pictures, length = [], 0.0
+    if not pictures and first is None and last > 0:
+        raise UserError(f"{path} must have pictures from {span.start} to {span.end} s, it ends at {last:.1f} s")
+    if not pictures or length - last > _CUT_SHORT:
+        raise UserError(f"{path} must be a whole video, it is damaged, cut short or has none; fetch it again")
+    if most is not None and len(pictures) > most:
+        return [pictures[i] for i in segment_centres(torch.tensor([len(pictures)]), most)[0].tolist()]
+    return pictures
+
+
+def as_candidates(pictures: Sequence[Image.Image], slots: int, size: int) -> np.ndarray:
+    """Pictures as :class:`~balancebench_udi.data.frames.FrameTransform` stores them.
+
+    Returns:
+        uint8 ``[slots, size, size, C]``: the pictures, squeezed to squares, in 1..255; then zeros.
+    """
+    arrays = [np.atleast_3d(np.asarray(p.resize((size, size), Image.Resampling.BILINEAR))) for p in pictures]
+    stored = np.zeros((slots, size, size, arrays[0].shape[2]), dtype=np.uint8)
+    stored[: len(arrays)] = np.maximum(np.stack(arrays), 1)
+    return stored
+
+
+# -- spectrograms ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spectrogram:
+    """How sound becomes a picture ``[1, F, T]``.
+
+    Attributes:
+        shape: ``(1, F, T)``.
+        about: what is done, and by whom.
+        make: from mono samples ``[n]`` at ``rate`` Hz to ``[F, T]`` float32.
+        rate: Hz.
+        crop: length in T of the part that the encoder sees, where it is not all.
+    """
+
+    shape: tuple[int, int, int]
+    about: str
+    rate: int
+    make: Callable[[Tensor], Tensor] = field(repr=False)
+    crop: int | None = None
+
+    def __call__(self, samples: Tensor, rate: int) -> Tensor:
+        """``[1, F, T]`` float32 of mono ``samples [n]`` at ``rate`` Hz."""
+        return self.make(torchaudio.functional.resample(samples, rate, self.rate)).unsqueeze(0)
+
+
+def _tile(wave: Tensor, length: int) -> Tensor:
+    """Repeated to at least ``length`` samples, cut there, and clipped to +-1."""
+    return wave.repeat(-(-length // len(wave)))[:length].clamp(-1.0, 1.0)
+
+
+def _log_stft(length: int, n_fft: int, hop: int) -> Callable[[Tensor], Tensor]:
+    def make(wave: Tensor) -> Tensor:
+        bins = torch.stft(
+            _tile(wave, length),
+            n_fft,
+            hop,
+            window=torch.hann_window(n_fft),
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )
+        return torch.log(bins.abs() + 1e-7)
+
+    return make
+
+
+def _log_power(length: int) -> Callable[[Tensor], Tensor]:
+    """The logarithm of scipy's spectrogram (512 long, 353 overlapping), standardised for each clip."""
+
+    def make(wave: Tensor) -> Tensor:
+        _, _, power = periodogram(_tile(wave, length).numpy(), nperseg=512, noverlap=353)
+        bins = torch.log(torch.from_numpy(power).to(torch.float32) + 1e-7)
+        return (bins - bins.mean()) / (bins.std(correction=0) + 1e-9)
+
+    return make
+
+
+def _fbank(normalise: bool) -> Callable[[Tensor], Tensor]:
+    def make(wave: Tensor) -> Tensor:
+        if len(wave) < 400:
+            wave = functional.pad(wave, (0, 400 - len(wave)))  # one window of 25 ms
+        bands = torchaudio.compliance.kaldi.fbank(
+            (wave - wave.mean()).unsqueeze(0),
+            htk_compat=True,
+            sample_frequency=16000,
+            use_energy=False,
+            window_type="hanning",
+            num_mel_bins=128,
+            dither=0.0,
+            frame_shift=10,
+        )
+        bands = functional.pad(bands[:1024], (0, 0, 0, max(0, 1024 - len(bands))))
+        return ((bands + 4.503877) / (2 * 5.141276) if normalise else bands).T
+
+    return make
+
+
+SPECTROGRAMS = {
+    "ogm_stft": Spectrogram(
+        (1, 257, 188), "log magnitude, 3 s at 22.05 kHz, n_fft 512, hop 353 (OGM-GE)", 22050, _log_stft(66150, 512, 353)
+    ),
+    "fbank": Spectrogram(
+        (1, 128, 1024),
+        "128 log mel bands, 10 s at 16 kHz, normalised as AudioSet (MMPareto)",
+        16000,
+        _fbank(True),
+    ),
+    "fbank_raw": Spectrogram((1, 128, 1024), "as fbank, not normalised (MLA)", 16000, _fbank(False)),
+    "pmr_1004": Spectrogram(
+        (1, 257, 1004),
+        "log power, 160000 samples at 22.05 kHz, each standardised (PMR)",
+        22050,
+        _log_power(160000),
+    ),
+    "pmr_16k": Spectrogram(
+        (1, 257, 1004), "log power, 10 s at 16 kHz, each standardised (PMR on AVE)", 16000, _log_power(160000)
+    ),
+    "pmr_299": Spectrogram(
+        (1, 257, 299), "log power, 48000 samples at 22.05 kHz, each standardised (PMR)", 22050, _log_power(48000)
+    ),
+    "igm_stft": Spectrogram(
+        (1, 257, 1003), "log magnitude, 10 s at 35.4 kHz, n_fft 512, hop 353 (IGM)", 35400, _log_stft(354000, 512, 353)
+    ),
+    "vgg_stft": Spectrogram(
+        (1, 129, 1251),
+        "log magnitude, 10 s at 16 kHz, n_fft 256, hop 128, of which 5 s are seen (OGM-GE on VGGSound)",
+        16000,
+        _log_stft(160000, 256, 128),
+        crop=626,
+    ),
+}

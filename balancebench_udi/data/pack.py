@@ -1,0 +1,619 @@
+"""Packs: a dataset decoded once, as one memory-mapped array a modality, an index and a manifest.
+
+A pack is a folder ``<data root>/packed/<dataset>/<key>/``:
+
+- ``<modality>.npy``: ``[N, ...]`` stored values, ``label.npy``: ``[N]`` int64;
+- ``index.csv``: id, class and everything a split is made of (lists, groups), a row a sample;
+- ``problems.csv``: every sample that is not as it should be, why, and whether it was kept;
+- ``manifest.json``: options, counts, versions, sizes, and the fingerprint: SHA-256 over options, lists and the bytes of
+  the source, so that two machines with the same source get the same one.
+
+It is built under a name of its own and renamed when whole. What is decoded stays decoded: a journal says which rows are
+done, and the next call goes on from there.
+"""
+
+from __future__ import annotations
+
+import abc
+import errno
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from balancebench_udi.data.base import (
+    Bundle,
+    Dataset,
+    Modality,
+    Split,
+    fingerprint,
+    require_root,
+    stratified_holdout,
+)
+from balancebench_udi.errors import UserError
+
+FORMAT = 1
+MANIFEST, INDEX, PROBLEMS, JOURNAL, LABEL = "manifest.json", "index.csv", "problems.csv", "journal.jsonl", "label.npy"
+_FLUSH_EVERY = 5.0  # seconds of work that a power cut may cost
+_PARTS = ("train", "val", "test")
+_LIBRARIES = ("torch", "torchaudio", "av", "numpy", "Pillow", "scipy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a pack keeps of one modality: ``[N, *shape]`` of numpy's ``dtype``."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one sample."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample of a source.
+
+    Attributes:
+        id: unique name.
+        label: its class.
+        files: what is read; their bytes enter the fingerprint.
+        columns: name -> value, columns of the index: ``train``, ``val`` or ``test`` of a list of splits, or a group.
+        detail: anything else that decoding needs, JSON types; it enters the fingerprint.
+    """
+
+    id: str
+    label: str
+    files: tuple[Path, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    detail: Any = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A sample that is not as it should be; ``kept`` says whether the pack holds it nevertheless."""
+
+    id: str
+    reason: str
+    kept: bool = False
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source should hold: samples that can be read, classes in order, and those that cannot be found."""
+
+    items: Sequence[Item]
+    classes: tuple[str, ...]
+    problems: Sequence[Problem] = ()
+
+
+class Packed(Dataset):
+    """Base of a dataset that must be prepared.
+
+    A subclass lists a source (:meth:`listing`), decodes one sample (:meth:`decode`) and presents what is stored
+    (:meth:`modalities`). It splits by the column of the index that :meth:`scheme` names, unless :meth:`partition` says
+    otherwise. A scheme without validation gets the stratified share ``options.val_share`` of train, by
+    ``options.val_seed``.
+
+    Attributes:
+        prepared: names of the options that decide what a pack holds; all others are free after preparation.
+        source: what ``prepare.py --source`` must hold, for error messages and lists.
+    """
+
+    prepared: ClassVar[tuple[str, ...]] = ()
+    source: ClassVar[str]
+
+    @abc.abstractmethod
+    def stored(self) -> Mapping[str, Stored]:
+        """What the pack keeps of each modality, in the order of fusion."""
+
+    @abc.abstractmethod
+    def listing(self, source: Path) -> Listing:
+        """The samples of a source.
+
+        Raises:
+            UserError: lists that are absent or malformed.
+        """
+
+    @abc.abstractmethod
+    def decode(self, item: Item) -> tuple[Mapping[str, np.ndarray], Sequence[str]]:
+        """The stored values of one sample, and remarks on it (``silent``, ...), which do not leave it out.
+
+        Called by several threads.
+
+        Raises:
+            UserError: it cannot be read, and why; it is left out and listed.
+        """
+
+    @abc.abstractmethod
+    def modalities(self, pack: Pack) -> Mapping[str, Modality]:
+        """How what is stored is presented to the networks."""
+
+    def scheme(self) -> str:
+        """The column of the index that splits."""
+        return str(self.options.split)
+
+    def partition(self, pack: Pack) -> dict[str, Tensor]:
+        """Split -> rows of the pack; ``val`` may be absent."""
+        scheme = self.scheme()
+        if scheme not in pack.index:
+            raise UserError(
+                f"split={scheme} needs its lists beside the source when {self.name} is prepared, the pack in "
+                f"{pack.folder} was prepared without; add them and prepare again"
+            )
+        part = pack.index[scheme].to_numpy()
+        rows = {name: torch.from_numpy(np.flatnonzero(part == name)) for name in _PARTS}
+        return {name: found for name, found in rows.items() if name != "val" or len(found)}
+
+    def key(self) -> str:
+        """Name of the pack's folder: a hash of the options that it depends on."""
+        text = json.dumps([self.version, self.prepared_options()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def prepared_options(self) -> dict[str, Any]:
+        """The options that decide what a pack holds."""
+        values = self.options.as_dict()
+        return {name: values[name] for name in self.prepared}
+
+    def prepared_changes(self) -> dict[str, Any]:
+        """Those of them that are not at their defaults."""
+        defaults = type(self.options)().as_dict()
+        return {name: value for name, value in self.prepared_options().items() if value != defaults[name]}
+
+    def folder(self, root: Path) -> Path:
+        """Where the pack belongs below the data root."""
+        return root / "packed" / self.name / self.key()
+
+    def load(self, root: Path | None) -> Bundle:
+        """Map the pack.
+
+        Raises:
+            UserError: not prepared, damaged, or a split without samples.
+        """
+        pack = Pack.open(self.folder(self._root(root)), self)
+        parts = self.partition(pack)
+        for name in ("train", "test"):
+            if len(parts[name]) == 0:
+                raise UserError(
+                    f"the {name} split must hold at least one sample, found none of its samples in {pack.folder}; see "
+                    f"{PROBLEMS} there"
+                )
+        if "val" not in parts:
+            train = parts["train"]
+            kept, held = stratified_holdout(pack.target[train], self.options.val_share, self.options.val_seed)
+            parts |= {"train": train[kept], "val": train[held]}
+        splits = {name: Split(pack.inputs, pack.target[parts[name]], parts[name]) for name in _PARTS}
+        return Bundle(
+            modalities=self.modalities(pack),
+            classes=tuple(pack.manifest["classes"]),
+            fingerprint=fingerprint({"pack": pack.manifest["fingerprint"], "options": self.options.as_dict()}),
+            facts={
+                "generated": False,
+                "pack": pack.manifest["fingerprint"],
+                "samples": {name: len(split) for name, split in splits.items()},
+                "left_out": pack.manifest["left_out"],
+            },
+            **splits,
+        )
+
+    def _root(self, root: Path | None) -> Path:
+        if root is None:
+            raise UserError(f"dataset {self.name} needs --data-root DIR with {self.needs}; none was given")
+        return require_root(self, root)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """An open pack: ``inputs {m: [N, ...]}`` memory-mapped, ``target [N]``, ``index`` and ``manifest``."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    index: pd.DataFrame
+    inputs: Mapping[str, Tensor]
+    target: Tensor
+
+    @classmethod
+    def open(cls, folder: Path, dataset: Packed) -> Pack:
+        """Open the pack of ``dataset``.
+
+        Raises:
+            UserError: absent, or not what its manifest says.
+        """
+        try:
+            manifest = read_manifest(folder)
+        except FileNotFoundError:
+            settings = "".join(f" --set {dataset.name}.{o}={_text(v)}" for o, v in dataset.prepared_changes().items())
+            command = f"prepare.py {dataset.name} --source DIR --data-root {folder.parents[2]}{settings}"
+            raise UserError(
+                f"dataset {dataset.name} must be prepared with these options, found no pack in "
+                f"{folder}{_others(folder)}: call python benchmarks/{command}"
+            ) from None
+        for name, size in manifest["bytes"].items():
+            found = (folder / name).stat().st_size if (folder / name).is_file() else None
+            if found != size:
+                raise UserError(
+                    f"{folder / name} must have {size} bytes, found {'no file' if found is None else found}; remove "
+                    f"{folder} and prepare again"
+                )
+        try:
+            # copy-on-write: nothing is ever written, and torch asks for writable memory
+            inputs = {m: torch.from_numpy(np.load(folder / f"{m}.npy", mmap_mode="c")) for m in dataset.stored()}
+            target = torch.from_numpy(np.load(folder / LABEL))
+            index = pd.read_csv(folder / INDEX, dtype=str, keep_default_na=False)
+        except (OSError, ValueError, pd.errors.ParserError):
+            raise UserError(f"{folder} must hold a whole pack, it does not; remove it and prepare again") from None
+        return cls(folder, manifest, index, inputs, target)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a pack.
+
+    Raises:
+        FileNotFoundError: there is no pack.
+        UserError: damaged, or of another version of this library.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{path} must be JSON, it is damaged; remove {folder} and prepare again") from None
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{path} must have format {FORMAT}, found {found}; remove {folder} and prepare again")
+    return manifest
+
+
+def _others(folder: Path) -> str:
+    """Packs of the same dataset with other options, for an error message."""
+    found = []
+    for path in sorted(folder.parent.glob(f"*/{MANIFEST}")):
+        try:
+            options = read_manifest(path.parent)["options"]
+        except UserError:
+            continue
+        found.append(", ".join(f"{name}={_text(value)}" for name, value in options.items()))
+    return f" (there are packs with {'; '.join(found)})" if found else ""
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+# -- building ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of a preparation: folder, manifest and problems of the pack, and how much this call did."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    problems: pd.DataFrame
+    decoded: int
+    resumed: int
+    seconds: float
+
+
+def prepare(
+    dataset: Packed, source: Path, root: Path, workers: int, quiet: bool = False, strict: bool = False
+) -> Prepared:
+    """Build the pack of ``dataset`` from ``source`` below the data root, or go on building it.
+
+    Args:
+        workers: threads that decode; decoders let go of the interpreter.
+        quiet: no progress bar.
+        strict: refuse a source of which any sample is missing, unreadable or silent.
+
+    Raises:
+        UserError: a source that cannot be listed or of which nothing can be read, no room, another process at it, or
+            problems where ``strict``.
+    """
+    started = time.perf_counter()
+    folder = dataset.folder(root)
+    partial = folder.with_name(folder.name + ".partial")
+    if folder.exists():
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that died after its last step but one
+        try:
+            manifest = read_manifest(folder)
+            problems = pd.read_csv(folder / PROBLEMS, dtype={"id": str, "problem": str}, keep_default_na=False)
+        except FileNotFoundError as error:
+            raise UserError(f"{error.filename} must be there, it is not; remove {folder} and prepare again") from None
+        _refuse(problems, folder / PROBLEMS, strict)
+        return Prepared(folder, manifest, problems, 0, 0, time.perf_counter() - started)
+    listing = dataset.listing(source)
+    items = sorted(listing.items, key=lambda item: item.id)
+    _check(dataset, items, listing.classes, source)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with _alone(partial):
+            if folder.exists():
+                raise UserError(f"{folder} must be built by one process, another has just built it; use that")
+            builder = _Builder(dataset, items, listing, partial)
+            done = builder.resume()
+            builder.decode(done, workers, quiet)
+            builder.problems.to_csv(partial / PROBLEMS, index=False)
+            _refuse(builder.problems, partial / PROBLEMS, strict)
+            manifest = builder.finish(folder)
+        shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise _no_room(error, partial) from error
+    return Prepared(
+        folder, manifest, builder.problems, len(items) - len(done), len(done), time.perf_counter() - started
+    )
+
+
+def _refuse(problems: pd.DataFrame, path: Path, strict: bool) -> None:
+    if strict and len(problems):
+        raise UserError(
+            f"every sample must be there, whole and audible (--strict), found {len(problems)} that are not, the first "
+            f"{problems['id'][0]}: {problems['problem'][0]}; all are listed in {path}"
+        )
+
+
+def _check(dataset: Packed, items: Sequence[Item], classes: Sequence[str], source: Path) -> None:
+    if not items:
+        raise UserError(f"{source} must hold {dataset.source}, found no sample that is there; see prepare.py --list")
+    for name, count in Counter(item.id for item in items).items():
+        if count > 1:
+            raise UserError(f"every sample must be listed once, found {name} {count} times")
+    for item in items:
+        if item.label not in classes:
+            raise UserError(f"the class of {item.id} must be one of {', '.join(classes)}, found {item.label!r}")
+
+
+def _no_room(error: OSError, folder: Path) -> UserError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"{error.filename or folder} must have more room, the disk is full; free some and call again")
+    what = error.strerror or str(error)
+    return UserError(f"{error.filename or folder} must be readable and writable, found: {what}; what is done is kept")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the kernel frees when this process dies."""
+    with (folder / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} must be built by one process, another is at it; wait for it") from None
+        yield
+
+
+def _allocate(path: Path, rows: int, stored: Stored) -> np.memmap:
+    """An array with all of its blocks: a full disk says so now, not by a signal later."""
+    need, free = rows * stored.nbytes, shutil.disk_usage(path.parent).free
+    if need > free:
+        raise UserError(
+            f"{path.parent} must have room for {need / 1e9:.1f} GB of {path.stem}, found {free / 1e9:.1f} GB free; "
+            "free some, choose another --data-root, or store less"
+        )
+    array = np.lib.format.open_memmap(path, "w+", stored.dtype, (rows, *stored.shape))
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as handle:
+            os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
+    return array
+
+
+class _Builder:
+    """One pack in the making."""
+
+    def __init__(self, dataset: Packed, items: Sequence[Item], listing: Listing, folder: Path) -> None:
+        self.dataset = dataset
+        self.items = items
+        self.listing = listing
+        self.folder = folder
+        self.stored = dict(dataset.stored())
+        self.entries: dict[int, dict[str, Any]] = {}  # row -> what the journal says of it
+
+    @functools.cached_property
+    def plan(self) -> str:
+        """Hash of what is being built: a journal of anything else is of no use."""
+        stored = {m: [list(s.shape), s.dtype] for m, s in self.stored.items()}
+        rows = [[i.id, i.label, [str(f) for f in i.files], dict(i.columns), i.detail] for i in self.items]
+        text = json.dumps([FORMAT, self.dataset.version, self.dataset.prepared_options(), stored, rows], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def resume(self) -> set[int]:
+        """Rows that are done already and as they should be; starts afresh where the folder holds something else."""
+        journal = self.folder / JOURNAL
+        lines = journal.read_text().splitlines() if journal.exists() else []
+        if lines and lines[0] == self.plan and all((self.folder / f"{m}.npy").exists() for m in self.stored):
+            for line in lines[1:]:
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:  # the last line of a process that died
+                    break
+                if entry["problem"] is None and not entry["remarks"]:  # else the file may have been replaced
+                    self.entries[entry["row"]] = entry
+            arrays = {m: np.load(self.folder / f"{m}.npy", mmap_mode="r+") for m in self.stored}
+            self._rewrite(journal)
+        else:
+            journal.unlink(missing_ok=True)  # it must not speak for what comes now
+            arrays = {
+                m: _allocate(self.folder / f"{m}.npy", len(self.items), stored) for m, stored in self.stored.items()
+            }
+            journal.write_text(self.plan + "\n")
+        self.arrays: dict[str, Any] = arrays  # numpy.memmap
+        return set(self.entries)
+
+    def _rewrite(self, journal: Path) -> None:
+        """The journal without a half-written last line."""
+        fresh = journal.with_suffix(".new")
+        fresh.write_text("\n".join([self.plan, *map(json.dumps, self.entries.values())]) + "\n")
+        os.replace(fresh, journal)
+
+    def decode(self, done: set[int], workers: int, quiet: bool) -> None:
+        """Decode the rows that are not done."""
+        todo = iter([row for row in range(len(self.items)) if row not in done])
+        pending: set[Future[dict[str, Any]]] = set()
+        fresh: list[dict[str, Any]] = []
+        flushed = time.monotonic()
+        bar = tqdm(
+            total=len(self.items),
+            initial=len(done),
+            desc=self.dataset.name,
+            unit="sample",
+            disable=True if quiet else None,
+        )
+        pool = ThreadPoolExecutor(workers)
+        try:
+            while True:
+                while len(pending) < 2 * workers and (row := next(todo, None)) is not None:
+                    pending.add(pool.submit(self._one, row))
+                if not pending:
+                    break
+                for job in wait(pending, return_when=FIRST_COMPLETED).done:
+                    fresh.append(job.result())
+                    pending.remove(job)
+                    bar.update()
+                if time.monotonic() - flushed > _FLUSH_EVERY:
+                    self._flush(fresh)
+                    fresh, flushed = [], time.monotonic()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            fresh += [job.result() for job in pending if not job.cancelled() and job.exception() is None]
+            self._flush(fresh)
+            bar.close()
+
+    def _one(self, row: int) -> dict[str, Any]:
+        """Decode one row; what the journal will say of it."""
+        item = self.items[row]
+        entry: dict[str, Any] = {"row": row, "files": [], "remarks": [], "problem": None}
+        try:
+            for path in item.files:
+                with path.open("rb") as handle:
+                    entry["files"].append(hashlib.file_digest(handle, "sha256").hexdigest())
+            values, remarks = self.dataset.decode(item)
+            for m, stored in self.stored.items():
+                if (values[m].shape, values[m].dtype) != (stored.shape, np.dtype(stored.dtype)):
+                    raise UserError(
+                        f"{m} of {item.id} must be {stored.dtype} {stored.shape}, found {values[m].dtype} "
+                        f"{values[m].shape}"
+                    )
+                if values[m].dtype.kind == "f" and not np.isfinite(values[m]).all():
+                    raise UserError(f"{m} of {item.id} must be finite, it is not")
+                self.arrays[m][row] = values[m]
+            entry["remarks"] = list(remarks)
+        except UserError as error:
+            entry["problem"] = str(error)
+        except OSError as error:
+            entry["problem"] = f"{error.filename or item.id} must be readable, found: {error.strerror or error}"
+        except Exception as error:  # what a decoder may raise on a damaged file has no end
+            entry["problem"] = f"{item.id} must be decodable, found {type(error).__name__}: {error}"
+        return entry
+
+    def _flush(self, fresh: list[dict[str, Any]]) -> None:
+        """First the rows, then the journal that says they are there."""
+        if not fresh:
+            return
+        for array in self.arrays.values():
+            array.flush()
+        with (self.folder / JOURNAL).open("a") as journal:
+            journal.writelines(json.dumps(entry) + "\n" for entry in fresh)
+            journal.flush()
+            os.fsync(journal.fileno())
+        self.entries.update((entry["row"], entry) for entry in fresh)
+
+    def finish(self, folder: Path) -> dict[str, Any]:
+        """Put the pack together beside its place, and then there: a pack is whole or absent."""
+        kept = [row for row in range(len(self.items)) if self.entries[row]["problem"] is None]
+        if not kept:
+            reason = self.entries[0]["problem"]
+            raise UserError(
+                f"at least one sample must be readable, found none of {len(self.items)}, the first: {reason}"
+            )
+        whole = folder.with_name(folder.name + ".whole")
+        shutil.rmtree(whole, ignore_errors=True)
+        whole.mkdir()
+        for m in self.stored:
+            self._place(m, kept, whole / f"{m}.npy")
+        labels = np.array([self.listing.classes.index(self.items[row].label) for row in kept], dtype=np.int64)
+        np.save(whole / LABEL, labels)
+        columns = list(dict.fromkeys(name for item in self.items for name in item.columns))
+        index = pd.DataFrame(
+            [[i.id, i.label, *(i.columns.get(c, "") for c in columns)] for i in (self.items[row] for row in kept)],
+            columns=["id", "class", *columns],
+        )
+        index.to_csv(whole / INDEX, index=False)
+        problems = self.problems
+        problems.to_csv(whole / PROBLEMS, index=False)
+        files = [f"{m}.npy" for m in self.stored] + [LABEL, INDEX, PROBLEMS]
+        manifest = {
+            "format": FORMAT,
+            "dataset": self.dataset.name,
+            "version": self.dataset.version,
+            "options": self.dataset.prepared_options(),
+            "classes": list(self.listing.classes),
+            "samples": len(kept),
+            "left_out": int((~problems["kept"]).sum()),
+            "remarked": int(problems["kept"].sum()),
+            "splits": {c: index[c].value_counts().to_dict() for c in columns if set(index[c]) <= {*_PARTS, ""}},
+            "stored": {m: {"shape": list(s.shape), "dtype": s.dtype} for m, s in self.stored.items()},
+            "bytes": {name: (whole / name).stat().st_size for name in files},
+            "fingerprint": self._fingerprint(),
+            "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        }
+        (whole / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        for name in (*files, MANIFEST):
+            with (whole / name).open("rb") as handle:
+                os.fsync(handle.fileno())
+        os.rename(whole, folder)
+        return manifest
+
+    def _place(self, m: str, kept: Sequence[int], path: Path) -> None:
+        """The array of one modality: as it is, or without the rows that were left out."""
+        if len(kept) == len(self.items):
+            try:
+                os.link(self.folder / f"{m}.npy", path)
+            except OSError:  # a file system without links
+                shutil.copyfile(self.folder / f"{m}.npy", path)
+            return
+        array = _allocate(path, len(kept), self.stored[m])
+        for to, row in enumerate(kept):
+            array[to] = self.arrays[m][row]
+        array.flush()
+
+    @functools.cached_property
+    def problems(self) -> pd.DataFrame:
+        """Every sample that is not as it should be: id, problem, kept."""
+        found = [(p.id, p.reason, p.kept) for p in self.listing.problems]
+        for row, item in enumerate(self.items):
+            entry = self.entries[row]
+            if entry["problem"] is not None:
+                found.append((item.id, entry["problem"], False))
+            found += [(item.id, remark, True) for remark in entry["remarks"]]
+        return pd.DataFrame(sorted(found), columns=["id", "problem", "kept"]).astype({"kept": bool})
+
+    def _fingerprint(self) -> str:
+        samples = [
+            [i.id, i.label, dict(i.columns), i.detail, entry["files"], entry["problem"] is None]
+            for i, entry in ((item, self.entries[row]) for row, item in enumerate(self.items))
+        ]
+        return fingerprint(
+            {
+                "dataset": self.dataset.name,
+                "version": self.dataset.version,
+                "options": self.dataset.prepared_options(),
+                "classes": list(self.listing.classes),
+                "samples": samples,
+            }
+        )

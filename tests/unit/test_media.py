@@ -1,0 +1,456 @@
+"""Sound, pictures and videos from real files with known content, and spectrograms against plain loops."""
+
+import random
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import wavfile
+from scipy.signal import resample_poly
+
+from balancebench_udi.data.clips import extracted_frames, find_clips
+from balancebench_udi.data.media import (
+    SILENCE,
+    SPECTROGRAMS,
+    Span,
+    as_candidates,
+    read_pictures,
+    read_sound,
+    read_video,
+)
+from balancebench_udi.errors import UserError
+from tests.media import brightness, cut, frame, tone, write_video, write_wav
+
+VIDEOS = (".mp4", ".avi", ".flv", ".mkv")
+
+
+def numbers(pictures):
+    """Which frames of ``write_video`` these are."""
+    grey = [np.asarray(p)[:, p.width * 5 // 8 :].mean() for p in pictures]
+    return [min(range(40), key=lambda i, g=g: abs(brightness(i) - g)) for g in grey]
+
+
+def pitch(samples, rate):
+    """The strongest frequency, Hz."""
+    spectrum = np.abs(np.fft.rfft(np.asarray(samples) * np.hanning(len(samples))))
+    return float(spectrum.argmax() * rate / len(samples))
+
+
+# sound
+
+
+@pytest.mark.parametrize("suffix", VIDEOS)
+def test_sound_of_a_video(tmp_path, suffix):
+    samples, rate = read_sound(write_video(tmp_path / f"a{suffix}", 2, rate=22050))
+    assert samples.dtype == torch.float32
+    assert rate == 22050
+    assert len(samples) / rate == pytest.approx(2, abs=0.1)
+    assert pitch(samples, rate) == pytest.approx(440, abs=2)
+    assert float(samples[rate // 2 : rate].abs().max()) == pytest.approx(0.5, abs=0.04)
+
+
+@pytest.mark.parametrize("kind", ["16", "24", "32", "8", "float", "extensible"])
+def test_wav_of_every_kind(tmp_path, kind):
+    wave, path = tone(1, 16000), tmp_path / "a.wav"
+    if kind in ("24", "extensible"):
+        write_with(path, {"24": "pcm_s24le", "extensible": "pcm_s16le"}[kind], wave[None].repeat(3, 0), "2.1")
+    else:
+        kinds = {
+            "16": lambda: np.round(wave * 32768).astype(np.int16),
+            "32": lambda: np.round(wave * 2.0**31).astype(np.int32),
+            "8": lambda: np.round(wave * 128 + 128).astype(np.uint8),
+            "float": lambda: wave,
+        }
+        wavfile.write(path, 16000, kinds[kind]())
+    samples, rate = read_sound(path)
+    assert (rate, len(samples)) == (16000, 16000)
+    assert np.allclose(samples.numpy(), wave, atol=1 / 127 if kind == "8" else 1 / 32767)
+
+
+def write_with(path, codec, channels, layout="stereo", rate=16000):
+    """Channels ``[C, n]`` of floats with a codec of PyAV."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        whole = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels, np.float32), format="fltp", layout=layout)
+        whole.sample_rate, whole.pts, whole.time_base = rate, 0, Fraction(1, rate)
+        size = stream.codec_context.frame_size or 1024
+        to = av.AudioResampler(format=stream.format, layout=layout, rate=rate, frame_size=size)
+        for part in [*to.resample(whole), *to.resample(None)]:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".wav", ".mp3"])
+def test_channels_are_averaged(tmp_path, suffix):
+    """As for wav files, and not summed: the left channel alone has half its loudness."""
+    codec = {".mp4": "aac", ".wav": "pcm_s24le", ".mp3": "mp3"}[suffix]
+    left = np.stack([tone(1, 16000), np.zeros(16000, np.float32)])
+    samples, _ = read_sound(write_with(tmp_path / f"a{suffix}", codec, left))
+    assert float(samples[4000:12000].abs().max()) == pytest.approx(0.25, abs=0.02)
+    both, _ = read_sound(write_with(tmp_path / f"b{suffix}", codec, left[[0, 0]]))
+    assert float(both[4000:12000].abs().max()) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".mp4"])
+def test_a_span_of_sound(tmp_path, suffix):
+    """Half a second at 300 Hz, half at 600, half at 900."""
+    wave = np.concatenate([tone(0.5, 16000, p) for p in (300, 600, 900)])
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".wav":
+        write_wav(path, wave)
+    else:
+        write_with(path, "aac", wave[None], "mono")
+    for k, expected in enumerate((300, 600, 900)):
+        samples, rate = read_sound(path, Span(0.5 * k + 0.1, 0.5 * k + 0.4))
+        assert len(samples) == 4800
+        assert pitch(samples, rate) == pytest.approx(expected, abs=5)
+    if suffix == ".wav":
+        assert np.allclose(read_sound(path, Span(1.4, None))[0], wave[22400:], atol=1e-4)
+        assert np.allclose(read_sound(path, Span(None, 0.2))[0], wave[:3200], atol=1e-4)
+    assert 0 < len(read_sound(path, Span(1.3, 9.0))[0]) <= 0.3 * 16000  # what there is of it
+    with pytest.raises(UserError, match=r"must have sound from 5 to 6 s, it ends before; correct the list"):
+        read_sound(path, Span(5, 6))
+
+
+@pytest.mark.parametrize("suffix", [*VIDEOS, ".wav"])
+def test_silence(tmp_path, suffix):
+    if suffix == ".wav":
+        path = write_wav(tmp_path / "a.wav", np.zeros(16000, np.float32))
+    else:
+        path = write_video(tmp_path / f"a{suffix}", 1, silent=True)
+    assert float(read_sound(path)[0].abs().max()) < SILENCE
+
+
+@pytest.mark.parametrize("suffix", VIDEOS)
+def test_a_video_without_sound_and_sound_without_a_video(tmp_path, suffix):
+    mute = write_video(tmp_path / f"a{suffix}", 1, sound=False)
+    with pytest.raises(UserError, match="must be a media file with sound, it is damaged, cut short or has none"):
+        read_sound(mute)
+    assert len(read_video(mute, 5)) == 5
+    blind = write_video(tmp_path / f"b{suffix}", 1, pictures=False)
+    with pytest.raises(UserError, match="must be a whole video, it is damaged, cut short or has none; fetch it again"):
+        read_video(blind, 5)
+    assert len(read_sound(blind)[0]) > 15000
+
+
+@pytest.mark.parametrize("suffix", [*VIDEOS, ".wav"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.7])
+def test_cut_files(tmp_path, suffix, share):
+    if suffix == ".wav":
+        path = cut(write_wav(tmp_path / "a.wav", tone(3, 16000)), share)
+    else:
+        path = cut(write_video(tmp_path / f"a{suffix}", 4), share)
+        with pytest.raises(UserError, match=rf"a\{suffix} must be a whole video, it is damaged, cut short"):
+            read_video(path, 3)
+    with pytest.raises(UserError, match=rf"a\{suffix} must .*; fetch it again"):
+        read_sound(path)
+
+
+@pytest.mark.parametrize("suffix", VIDEOS)
+def test_titles_may_hold_any_bytes(tmp_path, suffix):
+    """A title that is not UTF-8, as old encoders wrote them."""
+    plain, path = write_video(tmp_path / f"plain{suffix}", 1), tmp_path / f"titled{suffix}"
+    with av.open(str(plain)) as source, av.open(str(path), "w") as target:
+        target.metadata["title"] = "12345678"
+        streams = {s.index: target.add_stream_from_template(s) for s in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream.index]
+                target.mux(packet)
+    content = path.read_bytes()
+    assert content.count(b"12345678") == 1
+    path.write_bytes(content.replace(b"12345678", b"caf\xe9 \xff\xfe\xe4"))
+    assert len(read_video(path, 5)) >= 5
+    assert len(read_sound(path)[0]) > 15000
+
+
+@pytest.mark.parametrize("suffix", [*VIDEOS, ".wav", ".jpg", ".png"])
+def test_broken_bytes_never_raise_anything_else(tmp_path, suffix):
+    path, stream = tmp_path / f"a{suffix}", random.Random(0)
+    if suffix in VIDEOS:
+        write_video(path, 1)
+    elif suffix == ".wav":
+        write_wav(path, tone(0.2, 16000))
+    else:
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(path)
+    content = path.read_bytes()
+    refused = 0
+    for k in range(60):
+        broken = bytearray(content)
+        for _ in range(stream.choice((1, 3, 20))):
+            broken[stream.randrange(min(len(broken), stream.choice((60, 2000, len(broken)))))] = stream.randrange(256)
+        path.write_bytes(broken[: stream.randrange(len(broken)) if k % 3 == 0 else None])
+        calls = [lambda: read_pictures([path])] if suffix in (".jpg", ".png") else [lambda: read_sound(path)]
+        calls += [lambda: read_video(path, 3)] if suffix in VIDEOS else []
+        for call in calls:
+            try:
+                call()
+            except UserError:
+                refused += 1
+    assert refused > 0
+
+
+# pictures and videos
+
+
+@pytest.mark.parametrize("suffix", VIDEOS)
+@pytest.mark.parametrize(
+    ("rate", "fps", "expected"),
+    [
+        (25, 5, [0, 5, 10, 15, 20, 25, 30, 35]),
+        (25, 25, list(range(38))),
+        (25, 30, list(range(38))),  # not more often than there are
+        (25, 3, [0, 9, 17, 25, 34]),  # the first at or after 1/3 s, 2/3 s, ...
+        (24, 3, [0, 8, 16, 24, 32]),
+        (30, 4, [0, 8, 15, 23, 30, 38]),
+        (25, 1, [0, 25]),
+    ],
+)
+def test_frames_a_second(tmp_path, suffix, rate, fps, expected):
+    count = max(38, expected[-1] + 1)
+    path = write_video(tmp_path / f"a{suffix}", count / rate, rate, sound=False)
+    assert numbers(read_video(path, fps)) == expected
+
+
+def test_the_picture_is_the_picture(tmp_path):
+    (picture,) = read_video(write_video(tmp_path / "a.mp4", 1, size=(96, 64)), 1)
+    assert (picture.size, picture.mode) == ((96, 64), "RGB")
+    assert np.abs(np.asarray(picture).astype(int) - frame(0, (96, 64))).mean() < 2
+    (red,) = read_video(write_video(tmp_path / "b.mp4", 1, colour=(200, 30, 60)), 1)
+    assert np.abs(np.asarray(red).reshape(-1, 3).mean(0) - (200, 30, 60)).max() < 4
+
+
+@pytest.mark.parametrize(
+    ("span", "expected"),
+    [
+        (Span(0.4, 1.2), [10, 15, 20, 25]),  # counted from the first of the span, which the end is not part of
+        (Span(0.41, 1.2), [11, 16, 21, 26]),
+        (Span(1.0, None), [25, 30, 35]),
+        (Span(None, 0.5), [0, 5, 10]),
+        (Span(1.2, 99.0), [30, 35]),
+        (Span(0.4, 0.44), [10]),
+    ],
+)
+@pytest.mark.parametrize("suffix", VIDEOS)
+def test_a_span_of_a_video(tmp_path, suffix, span, expected):
+    path = write_video(tmp_path / f"a{suffix}", 1.6, sound=False)
+    assert numbers(read_video(path, 5, span=span)) == expected
+
+
+def test_a_span_beyond_the_end(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 2)
+    with pytest.raises(UserError, match=r"must have pictures from 5 to 6 s, it ends at 2\.0 s"):
+        read_video(path, 5, span=Span(5, 6))
+
+
+def test_a_span_of_a_cut_video(tmp_path):
+    """What lies before the damage can be read; what lies behind cannot."""
+    path = cut(write_video(tmp_path / "a.flv", 4), 0.5)
+    assert numbers(read_video(path, 5, span=Span(0.2, 0.6))) == [5, 10]
+    with pytest.raises(UserError, match=r"fetch it again|it ends at"):
+        read_video(path, 5, span=Span(3.0, 3.5))
+
+
+def test_most_takes_the_centres_of_equal_segments(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 1, 25)
+    assert numbers(read_video(path, 25, 5)) == [2, 7, 12, 17, 22]
+    assert numbers(read_video(path, 25, 2)) == [6, 18]
+    assert len(read_video(path, 5, 9)) == 5
+
+
+@pytest.mark.parametrize("suffix", VIDEOS)
+def test_a_slow_video_is_whole(tmp_path, suffix):
+    assert numbers(read_video(write_video(tmp_path / f"a{suffix}", 4, 1), 3)) == [0, 1, 2, 3]
+
+
+def test_a_video_that_starts_late_and_reorders_frames(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 2_000_000
+        stream.codec_context.max_b_frames = 2
+        for i in range(35):
+            made = av.VideoFrame.from_ndarray(frame(i), format="rgb24")
+            made.pts, made.time_base = i + 50, Fraction(1, 25)
+            container.mux(stream.encode(made))
+        container.mux(stream.encode(None))
+    assert numbers(read_video(path, 5, span=Span(0.2, 0.8))) == [5, 10, 15]
+
+
+def test_a_stream_without_times_is_refused(tmp_path):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w", format="h264") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(10):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame(i), format="rgb24")))
+        container.mux(stream.encode(None))
+    with pytest.raises(UserError, match="must be a whole video"):
+        read_video(path, 5)
+
+
+def test_pictures_in_order_of_names(tmp_path):
+    for k in (10, 2, 0, 1):
+        Image.fromarray(frame(k)).save(
+            tmp_path / f"{k:05d}.{'png' if k % 2 else 'JPG'}", format="png" if k % 2 else "jpeg"
+        )
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert numbers(read_pictures(extracted_frames(tmp_path))) == [0, 1, 2, 10]
+    assert numbers(read_pictures(extracted_frames(tmp_path), 2)) == [1, 10]
+    assert extracted_frames(tmp_path / "none") == ()
+    with pytest.raises(UserError, match="must have at least one picture, found none"):
+        read_pictures(())
+    cut(tmp_path / "00001.png")
+    with pytest.raises(UserError, match=r"00001\.png must be a whole picture, it is damaged"):
+        read_pictures(extracted_frames(tmp_path))
+
+
+def test_pictures_of_other_kinds_become_colour(tmp_path):
+    Image.fromarray(np.full((4, 6), 77, np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(np.full((4, 6, 4), 77, np.uint8)).save(tmp_path / "b.png")
+    assert [np.asarray(p).tolist() for p in read_pictures(extracted_frames(tmp_path))] == [[[[77] * 3] * 6] * 4] * 2
+
+
+def test_clips_are_found_once(tmp_path):
+    for name in ("x/a.mp4", "y/b.AVI", "c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_clips(tmp_path, (".mp4", ".avi")) == {"a": tmp_path / "x/a.mp4", "b": tmp_path / "y/b.AVI"}
+    assert find_clips(tmp_path / "none", (".mp4",)) == {}
+    (tmp_path / "y/a.avi").touch()
+    with pytest.raises(UserError, match=r"a clip must be there once, found .*x/a\.mp4 and .*y/a\.avi; remove one"):
+        find_clips(tmp_path, (".mp4", ".avi"))
+
+
+def test_candidates_are_squares_and_then_zeros():
+    pictures = [Image.fromarray(np.random.default_rng(k).integers(0, 256, (30, 40, 3), dtype=np.uint8)) for k in (0, 1)]
+    stored = as_candidates(pictures, 4, 16)
+    assert (stored.shape, stored.dtype) == ((4, 16, 16, 3), np.uint8)
+    for k in (0, 1):
+        resized = np.asarray(pictures[k].resize((16, 16), Image.Resampling.BILINEAR))
+        assert np.array_equal(stored[k], np.maximum(resized, 1))
+    assert not stored[2:].any()
+    black = as_candidates([Image.new("RGB", (8, 8))], 1, 16)
+    assert (black == 1).all()
+    assert as_candidates([Image.new("L", (8, 8))], 1, 16).shape == (1, 16, 16, 1)
+
+
+# spectrograms
+
+
+def noise(seconds, rate, scale=0.3, seed=0):
+    """Samples beyond +-1 here and there where ``scale`` is 0.6."""
+    return np.random.default_rng(seed).normal(0, scale, round(seconds * rate))
+
+
+def tiled(samples, length):
+    return np.clip(np.tile(samples, -(-length // len(samples)))[:length], -1, 1)
+
+
+def hann(n, symmetric=False):
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / (n - symmetric))
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "length", "n_fft", "hop", "count"),
+    [
+        ("ogm_stft", 22050, 66150, 512, 353, 188),
+        ("igm_stft", 35400, 354000, 512, 353, 1003),
+        ("vgg_stft", 16000, 160000, 256, 128, 1251),
+    ],
+)
+@pytest.mark.parametrize("seconds", [0.4, 2.5, 11.0])
+def test_log_stft(name, rate, length, n_fft, hop, count, seconds):
+    """librosa.stft of the repeated, clipped sound: Hann window, centred, zeros around; log(|X| + 1e-7)."""
+    samples = noise(seconds, rate, 0.6)
+    padded = np.pad(tiled(samples, length), n_fft // 2)
+    frames = [padded[hop * t : hop * t + n_fft] * hann(n_fft) for t in range(count)]
+    assert len(padded) < hop * count + n_fft  # there is no other
+    expected = np.log(np.abs(np.fft.rfft(frames)).T + 1e-7)
+    found = SPECTROGRAMS[name](torch.from_numpy(samples).float(), rate)
+    assert tuple(found.shape) == SPECTROGRAMS[name].shape == (1, n_fft // 2 + 1, count)
+    assert SPECTROGRAMS[name].rate == rate
+    assert np.abs(found[0].numpy() - expected).mean() < 1e-4
+    assert np.quantile(np.abs(found[0].numpy() - expected), 0.999) < 1e-2  # float32 where |X| is small
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "length", "count"),
+    [("pmr_1004", 22050, 160000, 1004), ("pmr_299", 22050, 48000, 299), ("pmr_16k", 16000, 160000, 1004)],
+)
+@pytest.mark.parametrize("seconds", [0.4, 9.0])
+def test_log_power(name, rate, length, count, seconds):
+    """scipy.signal.spectrogram's density: Tukey window (0.25), each segment without its mean, one-sided."""
+    samples = noise(seconds, rate, 0.6)
+    wave, step = tiled(samples, length), 512 - 353
+    ramp = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(65) / (0.25 * 512))
+    window = np.ones(512)
+    window[:65] = ramp
+    window[1:][::-1][:64] = ramp[1:]  # periodic
+    segments = [wave[step * t : step * t + 512] for t in range(count)]
+    assert len(wave) < step * count + 512
+    power = np.array([np.abs(np.fft.rfft((s - s.mean()) * window)) ** 2 for s in segments]).T / (window**2).sum()
+    power[1:-1] *= 2
+    logs = np.log(power + 1e-7)
+    expected = (logs - logs.mean()) / (logs.std() + 1e-9)
+    found = SPECTROGRAMS[name](torch.from_numpy(samples).float(), rate)
+    assert SPECTROGRAMS[name].rate == rate
+    assert tuple(found.shape) == SPECTROGRAMS[name].shape == (1, 257, count)
+    assert np.abs(found[0].numpy() - expected).mean() < 1e-3
+    assert float(found.mean()) == pytest.approx(0, abs=1e-4)
+    assert float(found.std()) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("seconds", [0.01, 1.5, 12.0])
+def test_fbank(seconds):
+    """Kaldi's log mel bands: mean removed, pre-emphasis 0.97, symmetric Hann window, 512 points, 20 Hz to 8 kHz."""
+    samples = noise(seconds, 16000, 0.1) + 0.05
+    wave = np.pad(samples, (0, max(0, 400 - len(samples))))
+    wave = wave - wave.mean()
+    powers = []
+    for t in range(min(1024, 1 + (len(wave) - 400) // 160)):
+        part = wave[160 * t : 160 * t + 400]
+        part = part - part.mean()
+        part = part - 0.97 * np.concatenate([part[:1], part[:-1]])
+        powers.append(np.abs(np.fft.rfft(part * hann(400, symmetric=True), 512)) ** 2)
+    mel = 1127 * np.log(1 + 31.25 * np.arange(257) / 700)
+    low, high = 1127 * np.log(1 + np.array([20, 8000]) / 700)
+    edges = np.linspace(low, high, 130)
+    bands = np.clip(1 - np.abs(mel - edges[1:-1, None]) / (edges[1] - edges[0]), 0, None)
+    bands[:, 256] = 0  # Kaldi leaves the highest bin out
+    logs = np.log(np.maximum(bands @ np.array(powers).T, np.finfo(np.float32).eps))
+    padded = np.pad(logs, ((0, 0), (0, 1024 - logs.shape[1])))
+    sound = torch.from_numpy(samples).float()
+    raw, scaled = (SPECTROGRAMS[name](sound, 16000) for name in ("fbank_raw", "fbank"))
+    assert raw.shape == scaled.shape == SPECTROGRAMS["fbank"].shape == SPECTROGRAMS["fbank_raw"].shape == (1, 128, 1024)
+    assert np.allclose(raw[0].numpy(), padded, atol=2e-2)
+    assert np.abs(raw[0].numpy() - padded).mean() < 1e-3
+    assert np.allclose(scaled[0].numpy(), (raw[0].numpy() + 4.503877) / (2 * 5.141276), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SPECTROGRAMS)
+@pytest.mark.parametrize("rate", [8000, 44100, 48000])
+def test_any_rate_and_any_length(name, rate):
+    """A tone stands in the row of its pitch at every rate; a few samples and silence stay finite, in float16 too."""
+    preset = SPECTROGRAMS[name]
+    shown = preset(torch.from_numpy(tone(4, rate, 1500.0)), rate)
+    assert tuple(shown.shape) == preset.shape
+    row = int(shown[0, :, 20:100].mean(1).argmax())
+    if "fbank" in name:
+        mel = 1127 * np.log(1 + np.array([20, 8000, 1500]) / 700)
+        assert row == pytest.approx((mel[2] - mel[0]) / (mel[1] - mel[0]) * 129 - 1, abs=1.5)
+    else:
+        assert row == pytest.approx(1500 / preset.rate * 2 * (preset.shape[1] - 1), abs=1)
+    for samples in (torch.ones(3), torch.zeros(5), torch.zeros(20 * rate)):
+        assert preset(samples, rate).to(torch.float16).isfinite().all()
+
+
+def test_resampling_agrees_with_scipy():
+    samples = resample_poly(noise(1, 11025), 4, 1)  # nothing above 5.5 kHz
+    found = SPECTROGRAMS["vgg_stft"](torch.from_numpy(samples).float(), 44100)
+    other = SPECTROGRAMS["vgg_stft"](torch.from_numpy(resample_poly(samples, 160, 441)).float(), 16000)
+    assert (found - other)[0, 2:80, 2:120].abs().mean() < 0.02
