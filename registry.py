@@ -23,12 +23,22 @@ METHODS = {
 }
 
 DATASETS = {
+    "manifest": "balancebench_udi.data.manifest:Manifest",
     "digits": "balancebench_udi.data.digits:Digits",
     "synthetic": "balancebench_udi.data.synthetic:Synthetic",
     "cgmnist": "balancebench_udi.data.cgmnist:CGMNIST",
     "avdigits": "balancebench_udi.data.avdigits:AVDigits",
     "mosi": "balancebench_udi.data.mosi:MOSI",
+    "utd_mhad": "balancebench_udi.data.utd_mhad:UTDMHAD",
+    "handwritten": "balancebench_udi.data.handwritten:Handwritten",
     "cremad": "balancebench_udi.data.cremad:CREMAD",
+    "kinetics_sounds": "balancebench_udi.data.kinetics_sounds:KineticsSounds",
+    "vggsound": "balancebench_udi.data.vggsound:VGGSound",
+    "ave": "balancebench_udi.data.ave:AVE",
+    "ucf101": "balancebench_udi.data.ucf101:UCF101",
+    "food101": "balancebench_udi.data.food101:Food101",
+    "mosei": "balancebench_udi.data.mosei:MOSEI",
+    "mosi_sequences": "balancebench_udi.data.mosei:MOSISequences",
 }
 
 

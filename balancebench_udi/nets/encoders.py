@@ -11,20 +11,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from balancebench_udi.config import Options, option
 from balancebench_udi.errors import UserError, near_misses
 
 
 def initialise(module: nn.Module) -> None:
-    """The OGM-GE scheme: Linear Xavier normal, Conv Kaiming normal (fan_out, relu), batch norm 1, biases 0."""
+    """The OGM-GE scheme: Linear Xavier normal, Conv Kaiming normal (fan_out, relu), norms 1, biases 0.
+
+    Embeddings, which it lacks, are standard normal: tokens enter with the variance of any normalised input.
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_normal_(part.weight)
         elif isinstance(part, nn.Conv2d | nn.Conv1d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) and part.affine:
+        elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm) and part.weight is not None:
             nn.init.ones_(part.weight)
+        elif isinstance(part, nn.Embedding):
+            nn.init.normal_(part.weight)
+            continue
         else:
             continue
         if part.bias is not None:
@@ -168,6 +175,60 @@ class Temporal(Encoder):
 
 
 @dataclass(frozen=True)
+class TokensOptions(Options):
+    """Size of :class:`Tokens`."""
+
+    width: int = option(128, "width of the embedding and of the feature", source="ours", at_least=1)
+    vocabulary: int = option(
+        16384, "number of token ids with the padding, as the dataset's", source="ours", at_least=2, at_most=2**24
+    )
+    depth: int = option(2, "number of convolutions; 0 for a bag of words", source="ours", at_least=0, at_most=8)
+
+
+class _TokenBlock(nn.Module):
+    """What :class:`Tokens` adds to ``[B, L, width]``: convolution over L, norm of each position, ReLU."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(width, width, 3, padding=1, bias=False)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.norm(self.conv(x.transpose(1, 2)).transpose(1, 2)))
+
+
+class Tokens(Encoder):
+    """Token ids ``[B, L]``, 0 for padding, embedded, through ``depth`` residual convolutions, averaged over the tokens.
+
+    Each convolution sees three neighbouring positions and is followed by layer norm, which keeps tokens apart, and
+    ReLU. Position matters through neighbours alone; with depth 0 the order of the words does not matter at all.
+
+    Padding is 0 before every convolution and left out of the average: any number of zeros behind the tokens changes
+    nothing. A sample of padding only has the feature 0. Ids arrive as floats, exact below 2**24; those of a larger
+    vocabulary are folded onto this one, as if they had been hashed to fewer.
+    """
+
+    def __init__(self, shape: tuple[int, ...], width: int, vocabulary: int, depth: int) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.blocks = nn.ModuleList(_TokenBlock(width) for _ in range(depth))
+        self.features = width
+
+    def last_block(self) -> nn.Module:
+        """The last convolution with its norm, else the embedding."""
+        return self.blocks[-1] if len(self.blocks) else self.embedding
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids = x.long()
+        mask = (ids > 0).unsqueeze(2)
+        hidden = self.embedding((ids - 1) % (self.vocabulary - 1) + 1) * mask  # [B, L, width]
+        for block in self.blocks:
+            hidden = hidden + block(hidden) * mask
+        return hidden.sum(1) / mask.sum(1).clamp(min=1)
+
+
+@dataclass(frozen=True)
 class _Entry:
     make: Callable[..., Encoder]
     kinds: tuple[str, ...]
@@ -180,6 +241,7 @@ ENCODERS: dict[str, _Entry] = {
     "digit": _Entry(DigitNet, ("digit", "spectrogram")),
     "mlp": _Entry(MLP, ("vector", *_IMAGES, "sequence"), MLPOptions),
     "temporal": _Entry(Temporal, ("sequence",), TemporalOptions),
+    "tokens": _Entry(Tokens, ("tokens",), TokensOptions),
 }
 
 

@@ -67,6 +67,8 @@ def test_an_encoder_maps_its_shape_to_features(name, shape, options, features):
         ("mlp", (12,), {"width": 5, "depth": 1}, ["body.0."]),
         ("mlp", (12,), {"width": 5, "depth": 3}, ["body.4."]),
         ("temporal", (11, 6), {"width": 9}, ["body.6.", "body.7."]),
+        ("tokens", (7,), {"width": 5, "vocabulary": 20, "depth": 2}, ["blocks.1."]),
+        ("tokens", (7,), {"width": 5, "vocabulary": 20, "depth": 0}, ["embedding."]),
     ],
 )
 def test_the_last_block_of_an_encoder(name, shape, options, last):
@@ -135,6 +137,91 @@ def test_the_temporal_network_sees_a_window_of_fifteen_steps():
     assert torch.nonzero(x.grad[0].abs().sum(1)).flatten().tolist() == list(range(13, 28))
 
 
+TOKENS = {"width": 8, "vocabulary": 50, "depth": 2}
+
+
+def texts(*rows, length=12):
+    """Token ids ``[B, length]`` as the transform gives them: floats, padded with 0."""
+    return torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], dtype=torch.float32)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_padding_changes_no_feature_and_no_gradient(depth):
+    """Not of one text, and not beside a longer one; nor does what the embedding of the padding holds."""
+    encoder = built("tokens", (12,), **{**TOKENS, "depth": depth})
+    x = texts([3, 9, 4], [7] * 12, [5])
+    short = encoder(x[:1, :3])
+    weights = noise(1, 8)
+    expected = torch.autograd.grad((short * weights).sum(), list(encoder.parameters()))
+    with torch.no_grad():
+        encoder.embedding.weight[0] = 1e3
+    both = encoder(x)
+    assert both.shape == (3, 8)
+    assert encoder.features == 8
+    torch.testing.assert_close(both[:1], short)
+    found = torch.autograd.grad((both[:1] * weights).sum(), list(encoder.parameters()))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    assert not any(g.eq(0).all() for g in found)
+    touched = torch.nonzero(found[0].abs().sum(1)).flatten().tolist()
+    assert touched == [3, 4, 9]
+
+
+def test_order_matters_to_neighbours_alone_and_not_without_convolutions():
+    a, b, apart = texts([3, 9, 4, 8], [9, 3, 4, 8], [4, 8, 0, 0, 0, 3, 9])
+    bag = built("tokens", (12,), **{**TOKENS, "depth": 0})
+    rows = bag.embedding.weight[[3, 9, 4, 8]]
+    torch.testing.assert_close(bag(a[None])[0], rows.mean(0))
+    torch.testing.assert_close(bag(a[None]), bag(b[None]))
+    torch.testing.assert_close(bag(a[None]), bag(apart[None]))
+    net = built("tokens", (12,), **{**TOKENS, "depth": 1})
+    assert not torch.allclose(net(a[None]), net(b[None]))
+    x = noise(1, 9, 8).requires_grad_()
+    net.blocks[0](x)[0, 4].square().sum().backward()
+    assert torch.nonzero(x.grad[0].abs().sum(1)).flatten().tolist() == [3, 4, 5]
+    pairs = [net(texts(pair)) for pair in ([3, 9], [4, 8])]
+    torch.testing.assert_close(net(apart[None]), sum(pairs) / 2)  # two phrases out of each other's sight
+
+
+def test_a_text_without_words_has_the_feature_zero_and_stands_in_nobodys_way():
+    encoder = built("tokens", (12,), **TOKENS)
+    x = texts([], [3, 9], []).requires_grad_()
+    out = encoder(x)
+    assert out[[0, 2]].eq(0).all()
+    out.sum().backward()
+    with_it = [p.grad.clone() for p in encoder.parameters()]
+    encoder.zero_grad()
+    encoder(x[1:2]).sum().backward()
+    for a, p in zip(with_it, encoder.parameters(), strict=True):
+        assert a.isfinite().all()
+        torch.testing.assert_close(a, p.grad)
+    encoder.zero_grad()
+    encoder(x[:1]).sum().backward()
+    assert all(p.grad.eq(0).all() for p in encoder.parameters())
+
+
+def test_ids_are_read_exactly_and_larger_ones_folded():
+    big = built("tokens", (3,), width=1, vocabulary=2**24, depth=0)
+    ids = torch.tensor([2**24 - 1, 2**24 - 2, 1])
+    for i in ids:
+        assert big(i.float().view(1, 1)).item() == big.embedding.weight[i].item()
+    small = built("tokens", (1,), width=4, vocabulary=11, depth=0)
+    found = small(torch.arange(1, 31).float().view(-1, 1))
+    torch.testing.assert_close(found, small.embedding.weight[1:].repeat(3, 1))
+
+
+def test_tokens_in_reduced_precision():
+    encoder = built("tokens", (12,), **TOKENS)
+    x = texts([3, 9, 4], [], [7] * 12)
+    full = encoder(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        reduced = encoder(x)
+    assert not torch.equal(reduced, full)
+    torch.testing.assert_close(reduced.float(), full, rtol=0.05, atol=0.05)
+    reduced.sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in encoder.parameters())
+
+
 def test_initial_weights_follow_the_scheme():
     net = nn.Sequential(
         nn.Conv2d(8, 64, 5),
@@ -142,17 +229,23 @@ def test_initial_weights_follow_the_scheme():
         nn.Linear(300, 200),
         nn.Conv1d(16, 128, 3, bias=False),
         nn.BatchNorm1d(3),
+        nn.Embedding(500, 40),
+        nn.LayerNorm(4),
+        nn.LayerNorm(4, elementwise_affine=False),
     )
     for p in net.parameters():
         p.data.fill_(9.0)
     with seeded(0, "init"):
         initialise(net)
-    conv, norm, linear, conv1, norm1 = net
+    conv, norm, linear, conv1, norm1, embedding, norm2, _ = net
     assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 25)), rel=0.03)
     assert conv1.weight.std().item() == pytest.approx(math.sqrt(2 / (128 * 3)), rel=0.03)
     assert linear.weight.std().item() == pytest.approx(math.sqrt(2 / 500), rel=0.03)
-    for part in (conv, norm, linear, norm1):
+    assert embedding.weight.std().item() == pytest.approx(1, rel=0.03)
+    assert embedding.weight.mean().item() == pytest.approx(0, abs=0.03)
+    for part in (conv, norm, linear, norm1, norm2):
         assert part.bias.eq(0).all()
+    assert norm2.weight.eq(1).all()
     assert norm.weight.eq(1).all()
     assert norm1.weight.eq(1).all()
 
@@ -160,6 +253,8 @@ def test_initial_weights_follow_the_scheme():
 def test_encoders_are_described_completely_and_refused_where_they_do_not_fit():
     assert encoder_options("mlp", "vector", {"width": "7"}) == {"name": "mlp", "width": 7, "depth": 2}
     assert encoder_options("resnet18", "frames", {}) == {"name": "resnet18"}
+    tokens = {"name": "tokens", "width": 128, "vocabulary": 16384, "depth": 2}
+    assert encoder_options("tokens", "tokens", {}) == tokens
     with pytest.raises(UserError, match=r"^there is no encoder called 'resnet'; did you mean 'resnet18'\?$"):
         encoder_options("resnet", "frames", {})
     with pytest.raises(
