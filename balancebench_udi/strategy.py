@@ -143,6 +143,10 @@ class Task:
         """One :meth:`make_head` a modality."""
         return nn.ModuleDict({m: self.make_head(m) for m in self.modalities})
 
+    def augmented(self, m: str) -> bool:
+        """Whether training batches of modality m are augmented: they then differ from epoch to epoch."""
+        return self._loader.bundle.modalities[m].transform.draws > 0
+
     def target(self, split: str) -> Tensor:
         """``[N]`` labels of ``train`` or ``val``, on the device."""
         return self._loader.target(self._open(split))

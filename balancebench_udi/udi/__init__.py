@@ -92,8 +92,9 @@ class UDI(BranchStrategy):
     Cost in passes of one encoder: phases alone, 1 forward + 1 backward each; a follower, 1 forward + 1 backward and 1
     forward of every anchor it has; for every epoch also 1 batch with 1 forward of both and 3 backward of the follower
     (with ``align=last_block`` of its last block, counted in full; with ``features`` of nothing); once an epoch of
-    forward passes of both for q's warm-up. With ``anchor_view=cached`` the anchors' only cost is 1 forward over the
-    training split for every follower. ``fusion=probe`` adds 1 forward of every encoder an epoch of its phase.
+    forward passes of both for q's warm-up. Where no anchor's data are augmented, or with ``anchor_view=cached``, the
+    anchors' only cost is 1 forward over the training split for every follower. ``fusion=probe`` adds 1 forward of
+    every encoder an epoch of its phase.
     ``controller_batch=previous`` makes all batches of the previous epoch again where the data are augmented.
 
     Raises:
@@ -102,6 +103,7 @@ class UDI(BranchStrategy):
     """
 
     name = "udi"
+    version = 2
     family = "strategy"
     reference = "Wang et al., arXiv 2509.02281"
     Options = UDIOptions
@@ -187,7 +189,7 @@ class UDI(BranchStrategy):
             f"follow/{m}",
             self.options.follower_epochs or self.task.epochs,
             trainable=lambda name: self.is_branch(m, name),
-            modalities=(*anchors, m) if self.terms and self.options.anchor_view == "batch" else (m,),
+            modalities=(*anchors, m) if self.terms and not self._reads_once(anchors) else (m,),
             monitor=(m,) if self.options.select == "follower" else (*anchors, m),
             keep=self.options.checkpoint,
             patience=self.patience,
@@ -216,7 +218,7 @@ class UDI(BranchStrategy):
             self.heads[m].load_state_dict(self.task.make_head(m, "follower", "head", m).state_dict())
         first = (0.0, 0.0) if options.weights == "dynamic" else (options.alpha_con, options.alpha_com)
         self.alpha.copy_(torch.tensor(first))
-        if self.terms and options.anchor_view == "cached":
+        if self.terms and self._reads_once(phase.anchors):
             self._cached = phase.name, self._read_clean(phase)
         if "complementarity" in self.terms:
             self.aux_q.renew(phase.anchors, m)
@@ -287,9 +289,13 @@ class UDI(BranchStrategy):
         logs.update({f"loss/{name}": loss.detach() for name, loss in losses.items()})
         return {"loss": total.detach(), "accuracy": accuracy(logits, batch.target), **logs}
 
+    def _reads_once(self, anchors: Sequence[str]) -> bool:
+        """Whether the anchors read the training split once a phase: as asked, or as every batch would say the same."""
+        return self.options.anchor_view == "cached" or not any(self.task.augmented(a) for a in anchors)
+
     def _guides(self, phase: Follow, batch: Batch) -> Guides:
         """The anchors on the batch, as data."""
-        if self.options.anchor_view == "cached":
+        if self._reads_once(phase.anchors):
             return self._clean(phase).take(batch.index)
         with torch.no_grad():
             read = {a: self.branch(a, batch.inputs) for a in phase.anchors}
@@ -327,7 +333,7 @@ class UDI(BranchStrategy):
 
     def _warm_up(self, phase: Follow) -> None:
         """Fit q to the features of the initial follower, with batch statistics as in training; nothing else moves."""
-        m, cached = phase.follower, self.options.anchor_view == "cached"
+        m, cached = phase.follower, self._reads_once(phase.anchors)
         encoder = self.model.encoders[m]
 
         def encode(batch: Batch) -> dict[str, Tensor]:

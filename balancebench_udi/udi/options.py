@@ -134,8 +134,8 @@ class UDIOptions(BranchOptions):
     )
     anchor_view: str = option(
         "batch",
-        "what a follower sees of its anchors: their reading of the same augmented batch, or cached: of the clean "
-        "training split, once a phase",
+        "what a follower sees of its anchors: their reading of the same augmented batch (made once where nothing is "
+        "augmented), or cached: of the clean training split, once a phase",
         source="ours",
         choices=("batch", "cached"),
     )
