@@ -22,7 +22,12 @@ class RunOptions(Options):
     epochs: int = option(100, "epochs of a training phase", source="OGM-GE, PMR code", at_least=1)
     batch_size: int = option(64, "training samples in a batch", source="OGM-GE, PMR, MMPareto code", at_least=2)
     fusion: str = option("concat", "name of the fusion", source="OGM-GE code")
-    precision: str = option("fp32", "arithmetic of the encoders", source="ours", choices=("fp32", "bf16"))
+    precision: str = option(
+        "fp32",
+        "arithmetic of the encoders; auto: bf16 where the device computes in it, else fp32, recorded as what it was",
+        source="ours",
+        choices=("fp32", "bf16", "auto"),
+    )
     test_each_epoch: bool = option(False, "evaluate test every epoch, for the reading best_test", source="ours")
 
 

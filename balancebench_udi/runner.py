@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import hashlib
 import os
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from typing import Protocol as Interface
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -64,6 +67,33 @@ class Outcome:
     done: list[Job] = field(default_factory=list)
     failed: list[tuple[Job, str]] = field(default_factory=list)
     elsewhere: list[Job] = field(default_factory=list)
+
+
+class Bar(Interface):
+    """What a progress bar must do; tqdm's does."""
+
+    n: float
+    total: float
+
+    def update(self, n: float) -> Any: ...
+
+    def set_description(self, desc: str, refresh: bool) -> Any: ...
+
+
+def resolve_precision(protocol: Protocol, device: torch.device) -> Protocol:
+    """The protocol with ``precision: auto`` replaced by what ``device`` is good at."""
+    if protocol.run.precision != "auto":
+        return protocol
+    precision = "bf16" if has_bf16(device) else "fp32"
+    return dataclasses.replace(protocol, run=dataclasses.replace(protocol.run, precision=precision))
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies bf16 matrices itself; elsewhere bf16 is emulated and slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    able = torch.cpu.get_capabilities()
+    return any(able.get(unit, False) for unit in ("amx_bf16", "avx512_bf16", "sve_bf16", "arm_bf16"))
 
 
 def plan(
@@ -175,11 +205,16 @@ def run_all(
     device: torch.device,
     checkpoint_every: float = 20.0,
     say: Callable[[str], None] = tqdm.write,
-    quiet: bool = False,
+    bar: Bar | None = None,
 ) -> Outcome:
     """Train every job that has no record. Runs that another process holds are left to it.
 
     A run that breaks is stored as a failure and the rest goes on.
+
+    Args:
+        checkpoint_every: least seconds between two checkpoints of a run.
+        say: prints a line.
+        bar: counts training steps; None draws one.
 
     Raises:
         UserError: results cannot be written; what is finished is kept.
@@ -191,11 +226,11 @@ def run_all(
             missing.append(job)
         else:
             outcome.done.append(job)
-    pace = 0.5 if sys.stderr.isatty() else 15.0  # a log file needs a line now and then, not a moving bar
     if missing:
         store.prepare()  # before the bar is drawn
         _commit()  # of the code that runs, whatever happens to the files meanwhile
-    with tqdm(total=sum(j.steps for j in missing), unit="step", disable=quiet, smoothing=0.05, mininterval=pace) as bar:
+    with contextlib.ExitStack() as stack:
+        bar = bar if bar is not None else stack.enter_context(step_bar(missing))
         for job in missing:
             with store.claim(job.spec) as mine:
                 if not mine:
@@ -212,7 +247,13 @@ def run_all(
     return outcome
 
 
-def _run(job: Job, store: Store, device: torch.device, checkpoint_every: float, bar: tqdm) -> str | None:
+def step_bar(missing: Sequence[Job]) -> tqdm:
+    """A progress bar over the training steps of ``missing``."""
+    pace = 0.5 if sys.stderr.isatty() else 15.0  # a log file needs a line now and then, not a moving bar
+    return tqdm(total=sum(j.steps for j in missing), unit="step", smoothing=0.05, mininterval=pace)
+
+
+def _run(job: Job, store: Store, device: torch.device, checkpoint_every: float, bar: Bar) -> str | None:
     """Train one job and write its record; returns what went wrong, if anything did."""
     started, before = time.perf_counter(), bar.n
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from balancebench_udi.config import Options, option
+from balancebench_udi.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,21 @@ class Optimizer(Options):
 class Schedule(Options):
     """Learning-rate factor as a function of the optimiser's own progress (epochs done / epochs of the phase)."""
 
-    name: str = option("step", "shape", source="OGM-GE, PMR code", choices=("constant", "step", "cosine"))
-    at: float = option(0.7, "progress at which ``step`` drops", source="OGM-GE: epoch 70 of 100", at_least=0, at_most=1)
-    factor: float = option(0.1, "what ``step`` multiplies by", source="OGM-GE code", above=0)
+    name: str = option(
+        "step",
+        "shape: step drops once, steps at every multiple of the same progress",
+        source="OGM-GE, PMR code",
+        choices=("constant", "step", "steps", "cosine"),
+    )
+    at: float = option(
+        0.7, "progress at which step and steps drop", source="OGM-GE: epoch 70 of 100", at_least=0, at_most=1
+    )
+    factor: float = option(0.1, "what a drop multiplies by", source="OGM-GE code", above=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name == "steps" and self.at == 0:
+            raise UserError("at must be > 0 for the schedule steps, found 0")
 
 
 @dataclass(frozen=True)

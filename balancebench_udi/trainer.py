@@ -52,6 +52,8 @@ def schedule_factor(schedule: Schedule, progress: float) -> float:
     """Learning-rate factor at ``progress`` in [0, 1): epochs done over epochs of the phase."""
     if schedule.name == "step":
         return schedule.factor if progress >= schedule.at - 1e-9 else 1.0
+    if schedule.name == "steps":
+        return schedule.factor ** int((progress + 1e-9) / schedule.at)
     if schedule.name == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * progress))
     return 1.0

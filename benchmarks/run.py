@@ -31,9 +31,10 @@ from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.protocol import Protocol, load_protocol
 from balancebench_udi.report.comparison import compare, write
 from balancebench_udi.report.figure import accuracy_against_imbalance
-from balancebench_udi.runner import Job, Outcome, estimate, plan, run_all
+from balancebench_udi.runner import Job, Outcome, estimate, plan, resolve_precision, run_all
 from balancebench_udi.spec import canonical
 from balancebench_udi.store import Store
+from benchmarks.workers import run_side_by_side
 
 PROTOCOLS = HERE / "protocols"
 REFERENCE = "joint"
@@ -58,7 +59,7 @@ def parser() -> Parser:
     p.add_argument("--epochs", type=int, help="epochs of a phase, instead of the protocol's")
     p.add_argument("--batch-size", type=int, help="instead of the protocol's")
     p.add_argument("--fusion", help="concat, sum, film or gated, instead of the protocol's")
-    p.add_argument("--precision", help="fp32 or bf16, instead of the protocol's")
+    p.add_argument("--precision", help="fp32, bf16 or auto (bf16 where the device has it), instead of the protocol's")
     p.add_argument(
         "--set",
         action="append",
@@ -70,8 +71,9 @@ def parser() -> Parser:
     p.add_argument(
         "--select", default="best_val", choices=("last", "best_val", "best_test"), help="which epoch the table reads"
     )
-    p.add_argument("--data-root", type=Path, help="folder with the datasets (default: $BALANCEBENCH_DATA)")
+    p.add_argument("--data-root", type=Path, help="folder with the datasets (default: $BALANCEBENCH_DATA, else data/)")
     p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    p.add_argument("--jobs", type=int, default=1, metavar="N", help="runs trained at once (default: 1)")
     p.add_argument("--out", type=Path, help="results folder (default: results in this checkout, else in this folder)")
     p.add_argument("--name", help="name of the table (default: dataset and protocol)")
     p.add_argument("--checkpoint-every", type=float, default=20.0, metavar="S", help="least seconds between two")
@@ -97,6 +99,27 @@ def run(given: argparse.Namespace) -> int:
     if given.list:
         print(listing())
         return 0
+    if given.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, found {given.jobs}")
+    jobs, store, device, protocol = make_plan(given)
+    print_plan(jobs, store, device, protocol, given.jobs)
+    if given.dry_run:
+        return 0
+    if given.jobs > 1:
+        outcome = run_side_by_side(plan_again, given, given.jobs, jobs, store)
+    else:
+        outcome = run_all(jobs, store, device, given.checkpoint_every)
+    compare_and_write(given, jobs, outcome, store, protocol, len(parse_seeds(given.seeds)))
+    return report_rest(outcome)
+
+
+def plan_again(given: argparse.Namespace) -> tuple[list[Job], Store, torch.device]:
+    """The plan of the same command line in another process."""
+    return make_plan(given)[:3]
+
+
+def make_plan(given: argparse.Namespace) -> tuple[list[Job], Store, torch.device, Protocol]:
+    """Everything that the command line asks for, checked."""
     names = registry.methods.match(_words(given.methods, "--methods"))
     methods = {name: registry.methods.get(name) for name in names}
     settings = parse_settings(given.set, [*names, given.dataset])
@@ -114,6 +137,7 @@ def run(given: argparse.Namespace) -> int:
         raise UserError(f"--name must be a plain folder name, found {given.name!r}")
     device = choose_device(given.device)
     store = Store(given.out if given.out is not None else default_out())
+    protocol = resolve_precision(protocol, device)
     bundle = dataset.load(data_root(given.data_root))
     encoders = {name.split(".", 1)[1]: values for name, values in settings.items() if name.startswith("encoder.")}
     for m in encoders:
@@ -121,16 +145,10 @@ def run(given: argparse.Namespace) -> int:
             raise UserError(f"{given.dataset} has no modality {m!r}{near_misses(m, bundle.modalities)}")
     if encoders and not protocol.name.endswith("+"):
         protocol = dataclasses.replace(protocol, name=f"{protocol.name}+")
-    jobs = plan(methods, dataset, bundle, protocol, seeds, settings, encoders)
-    print_plan(jobs, store, device, protocol)
-    if given.dry_run:
-        return 0
-    outcome = run_all(jobs, store, device, given.checkpoint_every)
-    compare_and_write(given, jobs, outcome, store, protocol, len(seeds))
-    return report_rest(outcome)
+    return plan(methods, dataset, bundle, protocol, seeds, settings, encoders), store, device, protocol
 
 
-def print_plan(jobs: list[Job], store: Store, device: torch.device, protocol: Protocol) -> None:
+def print_plan(jobs: list[Job], store: Store, device: torch.device, protocol: Protocol, at_once: int) -> None:
     """What is done, what is to do, and how long it may take."""
     missing = [job for job in jobs if store.load(job.spec) is None]
     first = jobs[0]
@@ -146,7 +164,9 @@ def print_plan(jobs: list[Job], store: Store, device: torch.device, protocol: Pr
         note = f", {started} begun" if started else ""
         print(f"  {method:12} {len(mine) - len(todo)} done, {len(todo)} to do{note}")
     if missing:
-        print(f"about {duration(estimate(missing, store, device))} for {len(missing)} of {len(jobs)} runs")
+        shared = f", {at_once} at once (if that costs them no speed)" if at_once > 1 else ""
+        seconds = estimate(missing, store, device) / min(at_once, len(missing))
+        print(f"about {duration(seconds)} for {len(missing)} of {len(jobs)} runs{shared}")
     else:
         print(f"all {len(jobs)} runs are done")
 
@@ -249,11 +269,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def data_root(given: Path | None) -> Path | None:
-    """``--data-root``, else ``$BALANCEBENCH_DATA``, else nothing."""
-    if given is not None:
-        return given.expanduser()
-    named = os.environ.get("BALANCEBENCH_DATA")
-    return Path(named).expanduser() if named else None
+    """``--data-root``, else ``$BALANCEBENCH_DATA``, else :func:`default_data` where it exists."""
+    named = given or os.environ.get("BALANCEBENCH_DATA")
+    if named:
+        return Path(named).expanduser()
+    return default_data() if default_data().is_dir() else None
+
+
+def default_data() -> Path:
+    """``data`` in the checkout that this file belongs to, else in the working directory."""
+    return HERE.parent / "data" if (HERE.parent / "setup.cfg").exists() else Path("data")
 
 
 def default_out() -> Path:

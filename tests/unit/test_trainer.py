@@ -83,6 +83,20 @@ def test_step_is_exact_in_spite_of_rounding(at):
     assert drop == round(100 * at)
 
 
+@pytest.mark.parametrize(
+    ("at", "epochs", "drops"), [(0.3333, 30, [10, 20]), (0.4, 100, [40, 80]), (0.1, 10, range(1, 10))]
+)
+def test_steps_drops_at_every_multiple(at, epochs, drops):
+    schedule = Schedule(name="steps", at=at)
+    for epoch in range(epochs):
+        assert schedule_factor(schedule, epoch / epochs) == pytest.approx(0.1 ** sum(epoch >= d for d in drops))
+
+
+def test_steps_needs_a_distance():
+    with pytest.raises(UserError, match="at must be > 0 for the schedule steps, found 0"):
+        Schedule(name="steps", at=0)
+
+
 def test_cosine_and_constant():
     assert [schedule_factor(Schedule(name="constant"), p) for p in (0, 0.5, 0.99)] == [1, 1, 1]
     cosine = [schedule_factor(Schedule(name="cosine"), e / 8) for e in range(8)]

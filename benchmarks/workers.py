@@ -1,0 +1,160 @@
+"""Several runs at once: worker processes to which the runs of one plan are dealt."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+
+from balancebench_udi.errors import UserError
+from balancebench_udi.runner import Bar, Job, Outcome, run_all, step_bar
+from balancebench_udi.store import Store
+
+Plan = Callable[[Any], tuple[list[Job], Store, torch.device]]
+"""From the parsed command line to the jobs, the results folder and the device; a function of some module."""
+
+
+class Messenger:
+    """A worker's line to the parent, and its progress bar."""
+
+    def __init__(self, parent: Connection) -> None:
+        self.parent = parent
+        self.n: float = 0
+        self.total: float = 0
+
+    def tell(self, kind: str, value: Any = None) -> None:
+        """Send one message.
+
+        Raises:
+            KeyboardInterrupt: the parent is gone.
+        """
+        try:
+            self.parent.send((kind, value))
+        except OSError:
+            raise KeyboardInterrupt from None
+
+    def next(self) -> int | None:
+        """Number of the job to train; None when all are dealt."""
+        self.tell("next")
+        try:
+            return self.parent.recv()
+        except (EOFError, OSError):
+            raise KeyboardInterrupt from None
+
+    def update(self, n: float) -> None:
+        self.n += n
+        self.tell("steps", n)
+
+    def set_description(self, desc: str, refresh: bool) -> None:
+        """A bar of several runs names none."""
+
+
+def run_side_by_side(plan: Plan, given: Any, count: int, jobs: Sequence[Job], store: Store) -> Outcome:
+    """Train what is missing of ``jobs`` in ``count`` processes, each with its share of the cores.
+
+    Each worker has a pipe of its own, so that none can hold up the others by dying.
+
+    Args:
+        plan: makes the same jobs again, in each worker.
+        given: what ``plan`` is called with; ``given.checkpoint_every`` is passed on.
+
+    Raises:
+        UserError: what a worker raised, once all have stopped.
+    """
+    missing = [number for number, job in enumerate(jobs) if store.load(job.spec) is None]
+    count = min(count, len(missing))
+    threads = max(1, torch.get_num_threads() // max(1, count))
+    context = multiprocessing.get_context("spawn")
+    workers: dict[Connection, BaseProcess] = {}
+    try:
+        with _inherited(threads):
+            for _ in range(count):
+                here, there = context.Pipe()
+                workers[here] = context.Process(target=_work, args=(plan, given, threads, there), daemon=True)
+                workers[here].start()
+                there.close()
+        with step_bar([jobs[number] for number in missing]) as bar:
+            failed = _listen(workers, iter(missing), bar)
+    finally:
+        for worker in workers.values():
+            worker.terminate()
+            worker.join()
+    outcome = Outcome()
+    for job in jobs:
+        if store.load(job.spec) is not None:
+            outcome.done.append(job)
+        elif job.spec.key in failed:
+            outcome.failed.append((job, failed[job.spec.key]))
+        else:
+            outcome.elsewhere.append(job)
+    return outcome
+
+
+@contextlib.contextmanager
+def _inherited(threads: int) -> Iterator[None]:
+    """What workers get by birth: their number of threads, read when torch is imported, and deafness to Ctrl-C."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends them
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, heard)
+        os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
+
+
+def _listen(workers: dict[Connection, BaseProcess], waiting: Iterator[int], bar: Any) -> dict[str, str]:
+    """Deal the jobs and follow the workers to their end; key of a failed run -> why."""
+    failed: dict[str, str] = {}
+    mistake = None
+    while workers:
+        for line in wait(list(workers)):
+            assert isinstance(line, Connection)
+            try:
+                kind, value = line.recv()
+                if kind == "next":
+                    line.send(next(waiting, None))
+            except (EOFError, OSError):
+                worker = workers.pop(line)
+                worker.join()
+                if worker.exitcode:
+                    mistake = mistake or (
+                        f"a worker must end by itself, one ended with status {worker.exitcode}; what is finished is "
+                        "kept: call again, with fewer --jobs if memory ran out"
+                    )
+                continue
+            if kind == "steps":
+                bar.update(value)
+            elif kind == "line":
+                bar.write(value)
+            elif kind == "failed":
+                failed.update(value)
+            elif kind == "error":
+                mistake = value
+    if mistake is not None:
+        raise UserError(mistake)
+    return failed
+
+
+def _work(plan: Plan, given: Any, threads: int, parent: Connection) -> None:
+    """One worker, from its own plan to the last run that it is dealt."""
+    torch.set_num_threads(threads)
+    messenger = Messenger(parent)
+    bar: Bar = messenger
+    try:
+        jobs, store, device = plan(given)
+        while (number := messenger.next()) is not None:
+            every, say = given.checkpoint_every, lambda line: messenger.tell("line", line)
+            outcome = run_all([jobs[number]], store, device, every, say, bar)
+            messenger.tell("failed", {job.spec.key: error for job, error in outcome.failed})
+    except UserError as error:
+        messenger.tell("error", str(error))
+    except KeyboardInterrupt:
+        pass
