@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 
 DATA ?= $(BALANCEBENCH_DATA)
 
-.PHONY: bench test lint format clean results results-gpu
+.PHONY: bench test lint format clean speed results results-gpu
 
 # Train udi, ogm and joint on the embedded dataset and print the comparison table.
 bench: $(VENV)/.ready
@@ -28,6 +28,10 @@ results: $(VENV)/.ready
 	  --name cgmnist-laptop-agm-alpha-1.5 --data-root "$(DATA)"
 	$(BIN)/python benchmarks/run.py --methods all --dataset mosi --protocol quick --set mosi.val_from=test \
 	  --set mosi.val_share=0.3 --name mosi-quick-val_from-test --data-root "$(DATA)"
+
+# What the harness costs on this machine: results/speed/. About an hour on two CPU cores; keep them quiet.
+speed: $(VENV)/.ready
+	$(BIN)/python benchmarks/speed.py
 
 # The full protocol of PMR (60000 pairs, 100 epochs) and the tests that need a GPU; meant for one CUDA device.
 results-gpu: $(VENV)/.ready

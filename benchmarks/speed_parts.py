@@ -1,0 +1,587 @@
+"""The parts of ``benchmarks/speed.py``: each measures one thing and returns its tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from balancebench_udi.strategy import Strategy
+from benchmarks.speed_runs import (
+    BARE,
+    CASES,
+    REFERENCE,
+    Bare,
+    Case,
+    Lap,
+    barriers,
+    compete,
+    described,
+    digits,
+    fresh_processes,
+    interleave,
+    paired,
+    peak_memory,
+    progress,
+    shorter,
+    spread,
+    synchronise,
+    train,
+    train_together,
+    vectors,
+)
+
+BUDGETS = {"ogm_ge": 1.10, "pmr": 1.25, "agm": 2.2, "mmpareto": 1.8, "udi": 1.8}
+"""Most time that a whole training may take, as a multiple of a joint training of the same epochs."""
+LEAST_OF_BARE = {"cpu": 0.90, "cuda": 0.95}
+"""Least throughput of joint, as a share of the bare loop's."""
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MLP_STEPS = 20
+"""A training step of an MLP is far shorter than a digit network's: such runs get so many times the steps."""
+
+PEER = "BalanceBenchmark, arXiv 2502.10816, commit 4c1482f, run on 2 CPU cores after repairs"
+PEER_SECONDS, PEER_BYTES, PEER_THREADS = 243.0, 5.5e9, 2
+PEER_TIME = {"fp32": 3 / 4, "bf16": 1 / 3}
+"""Most time that :func:`peer`'s workload may take, as a share of ``PEER_SECONDS`` (which are fp32)."""
+PEER_MEMORY = 1 / 2
+
+Columns = list[tuple[str, str, str]]
+TEXT = {name: (name, name, "text") for name in ("case", "precision", "method", "encoder", "verdict")}
+
+
+@dataclass(frozen=True)
+class Table:
+    """``columns``: (key of a row's value, heading, kind); kinds are text, number, ratio, percent and MB."""
+
+    title: str
+    says: str
+    columns: Columns
+    rows: Sequence[Mapping[str, Any]]
+
+    def markdown(self) -> list[str]:
+        """Title, what it shows, the rows in columns of equal width."""
+        cells = [[head for _, head, _ in self.columns]]
+        cells += [[_cell(row.get(key), kind) for key, _, kind in self.columns] for row in self.rows]
+        widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+        left = [kind == "text" for _, _, kind in self.columns]
+
+        def line(row: Sequence[str]) -> str:
+            padded = (c.ljust(w) if at else c.rjust(w) for c, w, at in zip(row, widths, left, strict=True))
+            return f"| {' | '.join(padded)} |"
+
+        rule = [":" + "-" * (w - 1) if at else "-" * (w - 1) + ":" for w, at in zip(widths, left, strict=True)]
+        return [f"### {self.title}", "", self.says, "", line(cells[0]), line(rule), *map(line, cells[1:]), ""]
+
+
+def _cell(value: Any, kind: str) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, Mapping):
+        middle, low, high = (_cell(value[k], kind) for k in ("median", "q1", "q3"))
+        return middle if kind == "percent" else f"{middle} ({low} to {high})"
+    if isinstance(value, str) or (kind == "number" and isinstance(value, int)):
+        return str(value)
+    if kind == "MB":
+        return f"{value / 1e6:.0f}"
+    if kind == "number":
+        return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if value else "0"
+    return f"{value:.3f}" if kind == "ratio" else f"{100 * value:.1f}"
+
+
+def verdict(value: float, limit: float | None, least: bool = False) -> str | None:
+    """``ok``, or ``over`` (``under`` where ``limit`` is the ``least`` allowed); None without a limit."""
+    if limit is None:
+        return None
+    if least:
+        return "ok" if value >= limit else "under"
+    return "ok" if value <= limit else "over"
+
+
+@dataclass
+class Setting:
+    """What every part needs to know.
+
+    Attributes:
+        quick: everything as small as can be.
+        laps: what the part ``methods`` of this call has measured, by case and precision.
+        failed: one sentence a run that broke.
+    """
+
+    device: torch.device
+    methods: Mapping[str, type[Strategy]]
+    precisions: Sequence[str]
+    cases: Sequence[Case]
+    quick: bool = False
+    laps: dict[tuple[str, str], dict[str, list[Lap]]] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def joint(self) -> dict[str, type[Strategy]]:
+        """Joint alone."""
+        return {REFERENCE: self.methods[REFERENCE]}
+
+    @property
+    def threads(self) -> int:
+        return torch.get_num_threads()
+
+    @property
+    def on_device(self) -> Columns:
+        """A column for the GPU's memory, where there is one."""
+        return [("device", "device, MB", "MB")] if self.device.type == "cuda" else []
+
+
+# -- methods -----------------------------------------------------------------------------------------------------------
+
+
+def methods(setting: Setting) -> list[Table]:
+    """Whole trainings of every method against joint, and joint against the bare loop."""
+    tables, against_bare = [], []
+    least = LEAST_OF_BARE[setting.device.type]
+    for case in setting.cases:
+        for precision in setting.precisions:
+            laps, watched = compete(case, setting.methods, precision, setting.device, setting.failed)
+            if not {BARE, REFERENCE} <= set(laps):
+                continue
+            setting.laps[case.name, precision] = laps
+            rows = [_method_row(name, laps, watched, case) for name in laps]
+            tables.append(_method_table(case, precision, rows))
+            share = paired(laps[BARE], laps[REFERENCE], lambda lap: lap.wall)
+            against_bare.append(
+                {
+                    "case": case.name,
+                    "precision": precision,
+                    **{name: row["samples_per_second"] for name, row in zip((BARE, REFERENCE), rows, strict=False)},
+                    "share": share,
+                    "cpu": paired(laps[BARE], laps[REFERENCE], lambda lap: lap.cpu),
+                    "budget": least,
+                    "verdict": verdict(share["median"], least, least=True),
+                }
+            )
+    says = (
+        "Throughput of joint as a share of the bare loop's: the same networks, precision and optimiser on one resident "
+        "batch that is already transformed, and nothing else. What is missing to 1 is loading, transforming, logging."
+    )
+    columns: Columns = [TEXT["case"], TEXT["precision"]]
+    columns += [(name, f"{name}, samples/s", "number") for name in (BARE, REFERENCE)]
+    columns += [("share", "joint / bare", "ratio"), ("cpu", "by CPU seconds", "ratio"), ("budget", "at least", "ratio")]
+    return [Table("Joint against a bare loop", says, [*columns, TEXT["verdict"]], against_bare), *tables]
+
+
+def _method_row(
+    name: str, laps: Mapping[str, list[Lap]], watched: Mapping[str, list[Lap]], case: Case
+) -> dict[str, Any]:
+    mine, joint = laps[name], laps[REFERENCE]
+    time_ratio = paired(mine, joint, lambda lap: lap.wall)
+    budget = BUDGETS.get(name)
+    row = {
+        "method": name,
+        "steps": mine[0].steps,
+        "samples_per_second": spread([lap.steps * case.batch / lap.wall for lap in mine]),
+        "ms_per_step": spread([1e3 * lap.wall / lap.steps for lap in mine]),
+        "time": time_ratio,
+        "cpu": paired(mine, joint, lambda lap: lap.cpu),
+        "budget": budget,
+        "verdict": verdict(time_ratio["median"], budget),
+    }
+    if name == BARE:
+        return row
+    row |= {"window": mine[0].window, "passes": mine[0].passes / joint[0].passes}
+    if seen := watched.get(name):
+        row["waiting"] = spread([lap.waiting / lap.wall for lap in seen])
+        row["between"] = spread([1 - (lap.waiting + lap.stepping) / lap.wall for lap in seen])
+        if REFERENCE in watched:
+            row["step"] = paired(seen, watched[REFERENCE], lambda lap: lap.stepping / lap.steps)
+    return row
+
+
+def _method_table(case: Case, precision: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    says = (
+        f"{CASES[case.name]}, batch {case.batch}, {precision}; one run is {case.epochs} epochs of {case.steps} steps a "
+        f"phase; medians (quartiles) of {case.rounds} rounds. **time / joint**: wall seconds of all phases of a whole "
+        "training over those of a joint training of the same epochs, with the work that is done once an epoch or once "
+        "a phase. **Between steps**: the share of such work; some of it (UDI's controller, say) is as much in a longer "
+        "epoch, where it weighs less. **acts in**: share of these epochs inside the method's window; outside it the "
+        "method costs what joint costs, so that a longer run, of which the default window covers less, has a lower "
+        "ratio. **step / joint**: one step over one of joint's. **waiting**: share of the time inside the loader's "
+        "iterator. **passes**: samples through the encoders, forward + 2 x backward."
+    )
+    columns: Columns = [
+        TEXT["method"],
+        ("steps", "steps", "number"),
+        ("samples_per_second", "samples/s", "number"),
+        ("ms_per_step", "ms / step", "number"),
+        ("time", "time / joint", "ratio"),
+        ("budget", "at most", "ratio"),
+        TEXT["verdict"],
+        ("cpu", "CPU seconds / joint", "ratio"),
+        ("step", "step / joint", "ratio"),
+        ("passes", "passes / joint", "ratio"),
+        ("waiting", "waiting %", "percent"),
+        ("between", "between steps %", "percent"),
+        ("window", "acts in %", "percent"),
+    ]
+    return Table(f"Methods, {case.name}, {precision}", says, columns, rows)
+
+
+# -- scaling -----------------------------------------------------------------------------------------------------------
+
+
+def scaling(setting: Setting) -> list[Table]:
+    """Joint with more samples, modalities and classes, in fp32."""
+    quick = setting.quick
+    base = Case("", {}, 8 if quick else 64, steps=2 if quick else 10, epochs=1, rounds=setting.cases[0].rounds)
+    encoders = {
+        "MLP on vectors": (vectors, replace(base, steps=base.steps * MLP_STEPS)),
+        "DigitNet": (digits, base),
+    }
+    modalities: list[dict[str, Any]] = []
+    classes: list[dict[str, Any]] = []
+    several, many = ([2, 3], [10, 100]) if quick else ([2, 3, 4, 5, 6], [10, 100, 1000])
+    for encoder, (inputs, case) in encoders.items():
+        cases = {m: replace(case, name=f"{encoder} x {m}", inputs=inputs(m)) for m in several}
+        modalities += [{"encoder": encoder, **row} for row in _ladder(f"modalities, {encoder}", cases, setting)]
+        cases = {c: replace(case, name=f"{encoder}, {c} classes", inputs=inputs(2), classes=c) for c in many}
+        classes += [{"encoder": encoder, **row} for row in _ladder(f"classes, {encoder}", cases, setting)]
+    columns: Columns = [("ms_per_step", "ms / step", "number"), ("relative", "/ first", "ratio")]
+    columns += [("waiting", "waiting %", "percent")]
+    growth = "Joint with more modalities: a step should grow in proportion to them, no faster."
+    head = "Joint with more classes: only the last layer and the loss should grow."
+    return [
+        _samples(setting, base, columns),
+        Table("Modalities", growth, [TEXT["encoder"], ("value", "modalities", "number"), *columns], modalities),
+        Table("Classes", head, [TEXT["encoder"], ("value", "classes", "number"), *columns], classes),
+    ]
+
+
+def _samples(setting: Setting, base: Case, columns: Columns) -> Table:
+    """Data that are memory-mapped: times in this process, memory in a process of its own for every size."""
+    with tempfile.TemporaryDirectory() as folder:
+        cases = {
+            base.batch * n: replace(base, name=f"samples-{n}", inputs=digits(2, "mlp"), steps=n, folder=folder)
+            for n in ((1, 2) if setting.quick else (16, 64, 256, 1024))
+        }
+        rows = _ladder("samples", cases, setting)
+        calls = {n: (case, REFERENCE, "fp32", setting.device.type, setting.threads) for n, case in cases.items()}
+        peaks = _peaks(calls, "scaling memory", setting.failed)
+    for row in rows:
+        peak = peaks.get(row["value"], {})
+        row |= {"data": cases[row["value"]].stored_bytes, **peak}
+        if peak and rows[0].get("own"):
+            row["growth"] = peak["own"] - rows[0]["own"]
+    says = (
+        f"One epoch of joint, batch {base.batch}, with two small MLPs on memory-mapped 28 x 28 images: neither the "
+        "time of a step nor what the process allocates itself (own: RssAnon, interpreter and libraries included) "
+        "should grow with the data; mapped pages are the system's to drop."
+    )
+    memory: Columns = [("data", "data, MB", "MB"), ("own", "own, MB", "MB"), ("growth", "above first, MB", "MB")]
+    memory += [("mapped", "mapped, MB", "MB"), *setting.on_device]
+    return Table("Samples", says, [("value", "samples", "number"), *columns, *memory], rows)
+
+
+def _ladder(label: str, cases: Mapping[int, Case], setting: Setting) -> list[dict[str, Any]]:
+    """A row for each of ``cases``, joint training in fp32, in turns."""
+    jobs = {str(value): case.jobs(setting.joint, "fp32")[REFERENCE] for value, case in cases.items()}
+    warm = {value: partial(train, shorter(job), setting.device) for value, job in jobs.items()}
+    runs = {value: partial(train, job, setting.device, watch=True) for value, job in jobs.items()}
+    laps = interleave(warm, runs, next(iter(cases.values())).rounds, label, setting.failed)
+    first = next(iter(laps.values()), [])
+    return [
+        {
+            "value": int(value),
+            "ms_per_step": spread([1e3 * lap.wall / lap.steps for lap in mine]),
+            "relative": paired(mine, first, lambda lap: lap.wall / lap.steps),
+            "waiting": spread([lap.waiting / lap.wall for lap in mine]),
+        }
+        for value, mine in laps.items()
+    ]
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def memory(setting: Setting) -> list[Table]:
+    """Peak memory of every method, each in a process of its own."""
+    calls = {
+        (case.name, precision, name): (
+            replace(case, steps=2, epochs=2),
+            name,
+            precision,
+            setting.device.type,
+            setting.threads,
+        )
+        for case in setting.cases
+        for precision in setting.precisions
+        for name in (setting.joint if setting.quick else setting.methods)
+    }
+    peaks = _peaks(calls, "memory", setting.failed)
+    rows = []
+    for (case, precision, method), peak in peaks.items():
+        row: dict[str, Any] = {"case": case, "precision": precision, "method": method, **peak}
+        if joint := peaks.get((case, precision, REFERENCE)):
+            kind = "device" if "device" in peak else "own"
+            row["ratio"] = peak[kind] / joint[kind]
+        rows.append(row)
+    says = (
+        "Highest memory of a training of two steps an epoch, so that the data are as good as nothing. Own: what the "
+        "process allocates (RssAnon, interpreter and libraries included); mapped: files and libraries; device: what "
+        "torch allocates on the GPU."
+    )
+    columns: Columns = [TEXT["case"], TEXT["precision"], TEXT["method"], ("own", "own, MB", "MB")]
+    columns += [("mapped", "mapped, MB", "MB"), *setting.on_device, ("ratio", "/ joint", "ratio")]
+    return [Table("Peak memory", says, columns, rows)]
+
+
+def _peaks(calls: Mapping[Any, tuple[Any, ...]], label: str, failed: list[str]) -> dict[Any, dict[str, int]]:
+    """:func:`peak_memory` of each of ``calls``, one process after the other."""
+    found = {}
+    with progress(len(calls), label, "process") as bar:
+        for key, arguments in calls.items():
+            with fresh_processes(1) as pool:
+                try:
+                    found[key] = pool.submit(peak_memory, *arguments).result()
+                except Exception as error:
+                    failed.append(described(f"{label}: {key}", error))
+            bar.update()
+    return found
+
+
+# -- peer --------------------------------------------------------------------------------------------------------------
+
+WATCH = """
+import json, resource, subprocess, sys, time
+started = time.perf_counter()
+done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+seconds = time.perf_counter() - started
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps({"code": done.returncode, "said": done.stderr.strip()[-200:], "seconds": seconds,
+                  "cpu_seconds": used.ru_utime + used.ru_stime, "memory": used.ru_maxrss * 1024}))
+"""
+"""Runs a command from a process so small that the command's peak memory cannot be its parent's (Linux hands it on)."""
+
+
+def peer(setting: Setting) -> list[Table]:
+    """The workload that BalanceBenchmark was timed on, through ``benchmarks/run.py``, from command to table."""
+    clips, test, batch, frames, epochs = (4, 4, 4, 1, 1) if setting.quick else (256, 64, 32, 2, 2)
+    comparable = setting.device.type == "cpu" and setting.threads == PEER_THREADS and not setting.quick
+    rows = []
+    with progress(len(setting.precisions), "peer", "process") as bar:
+        for precision in setting.precisions:
+            options = {"shape": "av", "frames": frames, "n_train": clips, "n_val": 8, "n_test": test}
+            words = ["--methods", REFERENCE, "--dataset", "synthetic", "--seeds", "0", "--precision", precision]
+            words += ["--epochs", str(epochs), "--batch-size", str(batch), "--device", setting.device.type]
+            words += [word for k, v in options.items() for word in ("--set", f"synthetic.{k}={v}")]
+            seen = run_watched([*words, "--out", "out"], setting.threads)
+            if seen["code"]:
+                setting.failed.append(f"peer {precision}: run.py ended with {seen['code']}: {seen['said']}")
+            else:
+                time_ratio, memory_ratio = seen["seconds"] / PEER_SECONDS, seen["memory"] / PEER_BYTES
+                rows.append(
+                    {
+                        "precision": precision,
+                        **{name: seen[name] for name in ("seconds", "cpu_seconds", "memory")},
+                        "their_seconds": PEER_SECONDS,
+                        "time": time_ratio,
+                        "time_target": PEER_TIME[precision],
+                        "time_verdict": verdict(time_ratio, PEER_TIME[precision]) if comparable else None,
+                        "their_memory": PEER_BYTES,
+                        "memory_ratio": memory_ratio,
+                        "memory_target": PEER_MEMORY,
+                        "memory_verdict": verdict(memory_ratio, PEER_MEMORY) if comparable else None,
+                    }
+                )
+            bar.update()
+    says = (
+        f"Joint training of two ResNet-18 on {clips} clips ({frames} frames of 224 x 224, a spectrogram of 257 x 188), "
+        f"batch {batch}, {epochs} epochs, evaluation on {test} test clips: the whole process from command to table, "
+        f"{setting.threads} threads. Beside it: {PEER}, in fp32, on 256 clips of 2 frames, batch 32, 2 epochs and 64 "
+        f"test clips; a verdict is given for the same workload on {PEER_THREADS} CPU threads only."
+    )
+    columns: Columns = [
+        TEXT["precision"],
+        ("seconds", "seconds", "number"),
+        ("cpu_seconds", "CPU seconds", "number"),
+        ("their_seconds", "theirs", "number"),
+        ("time", "ratio", "ratio"),
+        ("time_target", "at most", "ratio"),
+        ("time_verdict", "verdict", "text"),
+        ("memory", "peak memory, MB", "MB"),
+        ("their_memory", "theirs, MB", "MB"),
+        ("memory_ratio", "ratio", "ratio"),
+        ("memory_target", "at most", "ratio"),
+        ("memory_verdict", "verdict", "text"),
+    ]
+    return [Table("Against BalanceBenchmark", says, columns, rows)]
+
+
+def run_watched(words: Sequence[str], threads: int) -> dict[str, Any]:
+    """``benchmarks/run.py`` with ``words``, in an empty folder and a process of its own.
+
+    Returns:
+        ``code`` (exit status), ``said`` (end of stderr), ``seconds``, ``cpu_seconds``, ``memory`` (peak bytes).
+    """
+    script = Path(__file__).resolve().parent / "run.py"
+    with tempfile.TemporaryDirectory() as folder:
+        called = subprocess.run(
+            [sys.executable, "-c", WATCH, sys.executable, str(script), *words],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    return json.loads(called.stdout)
+
+
+# -- floor -------------------------------------------------------------------------------------------------------------
+
+
+def floor(setting: Setting) -> list[Table]:
+    """What the hardware allows: arithmetic and memory traffic of a step at the measured peak rates."""
+    device = setting.device
+    side, values = (8192, 1 << 29) if device.type == "cuda" else (2048, 1 << 26)
+    if setting.quick:
+        side, values = 256, 1 << 20
+    rates = {precision: matrix_rate(side, precision, device) for precision in setting.precisions}
+    bandwidth = copy_rate(values, device)
+    rows = []
+    for case in setting.cases:
+        for precision in setting.precisions:
+            laps = setting.laps.get((case.name, precision))
+            if laps is None:
+                laps, _ = compete(case, setting.joint, precision, device, setting.failed)
+            if not {BARE, REFERENCE} <= set(laps):
+                continue
+            flops, traffic = least_work(Bare(case.jobs(setting.joint, precision)[REFERENCE], device))
+            arithmetic, moving = 1e3 * flops / rates[precision], 1e3 * traffic / bandwidth
+            step = {name: spread([1e3 * lap.wall / lap.steps for lap in laps[name]]) for name in (BARE, REFERENCE)}
+            rows.append(
+                {
+                    "case": case.name,
+                    "precision": precision,
+                    "flops": flops / 1e9,
+                    "bytes": traffic / 1e6,
+                    "arithmetic": arithmetic,
+                    "traffic": moving,
+                    "floor": max(arithmetic, moving),
+                    **step,
+                    "share": max(arithmetic, moving) / step[REFERENCE]["median"],
+                }
+            )
+    says = (
+        "No step can be faster than its multiplications at the rate of a large matrix product, or than its bytes at "
+        "the rate of a large copy. Operations: forward and backward as torch counts them. Bytes: inputs read once, "
+        "parameters and optimiser state read and written once, gradients written and read once; activations are left "
+        "out. Times in ms a step; share: floor over joint."
+    )
+    hardware = [{"what": f"matrix product, {p}", "rate": rate / 1e9, "unit": "GFLOP/s"} for p, rate in rates.items()]
+    hardware.append({"what": "copy", "rate": bandwidth / 1e9, "unit": "GB/s"})
+    best = f"Best of several: the product of two {side} x {side} matrices; a copy of {values * 4 / 1e6:.0f} MB."
+    columns: Columns = [TEXT["case"], TEXT["precision"], ("flops", "GFLOP", "number"), ("bytes", "MB", "number")]
+    columns += [(name, name, "number") for name in ("arithmetic", "traffic", "floor", BARE, REFERENCE)]
+    units: Columns = [("what", "what", "text"), ("rate", "rate", "number"), ("unit", "unit", "text")]
+    return [
+        Table("Peak rates", best, units, hardware),
+        Table("Floor", says, [*columns, ("share", "share", "ratio")], rows),
+    ]
+
+
+def matrix_rate(side: int, precision: str, device: torch.device) -> float:
+    """Floating-point operations a second of a square matrix product, in TF32 where convolutions are."""
+    a = torch.randn(side, side, device=device, dtype=PRECISIONS[precision])
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        return 2 * side**3 / _shortest(lambda: a @ a, device)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def copy_rate(values: int, device: torch.device) -> float:
+    """Bytes a second, read and written, of a copy of ``values`` float32."""
+    source = torch.ones(values, device=device)
+    target = torch.zeros_like(source)
+    return 2 * 4 * values / _shortest(lambda: target.copy_(source), device)
+
+
+def _shortest(work: Callable[[], Any], device: torch.device, repeats: int = 7) -> float:
+    times = []
+    for _ in range(repeats):
+        synchronise(device)
+        started = time.perf_counter()
+        work()
+        synchronise(device)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def least_work(bare: Bare) -> tuple[int, int]:
+    """Floating-point operations and bytes that one step of ``bare`` cannot do without; takes that step."""
+    with FlopCounterMode(display=False) as counter:
+        bare.step()
+    parameters = list(bare.model.parameters())
+    state = [v for p in parameters for v in bare.optimizer.state[p].values() if isinstance(v, Tensor) and v.dim()]
+    moved = 4 * sum(p.nbytes for p in parameters) + 2 * sum(v.nbytes for v in state)
+    return counter.get_total_flops(), moved + sum(x.nbytes for x in bare.inputs.values())
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+
+
+def jobs(setting: Setting) -> list[Table]:
+    """Total throughput of several trainings at once, each in a process with its share of the threads."""
+    counts = (1, 2) if setting.quick else (1, 2, 4, 8) if setting.device.type == "cuda" else (1, 2, 4)
+    case, precision = setting.cases[0], setting.precisions[0]
+    share = {count: max(1, setting.threads // count) for count in counts}
+    rates: dict[int, list[float]] = {count: [] for count in counts}
+    with (
+        fresh_processes(max(counts), barriers(counts)) as pool,
+        progress((case.rounds + 1) * len(counts), "jobs", "round") as bar,
+    ):
+        for turn in range(-1, case.rounds):  # the first one starts processes and loads kernels
+            for count in counts:
+                call = (case, precision, setting.device.type, share[count], count)
+                try:
+                    ran = [f.result() for f in [pool.submit(train_together, *call) for _ in range(count)]]
+                except Exception as error:
+                    setting.failed.append(described(f"{count} jobs", error))
+                    return []
+                seconds = max(end for _, end, _ in ran) - min(start for start, _, _ in ran)
+                if turn >= 0:
+                    rates[count].append(sum(samples for _, _, samples in ran) / seconds)
+                bar.update()
+    rows = [
+        {
+            "jobs": count,
+            "threads": share[count],
+            "samples_per_second": spread(found),
+            "relative": spread([a / b for a, b in zip(found, rates[1], strict=True)]),
+        }
+        for count, found in rates.items()
+    ]
+    best = max(counts, key=lambda count: spread(rates[count])["median"])
+    says = (
+        f"Samples a second of all processes together; each makes a whole training of joint on {case.name} in "
+        f"{precision}, set-up and evaluation included, with its share of {setting.threads} threads. Most in total: "
+        f"{best} at once."
+    )
+    columns: Columns = [("jobs", "jobs", "number"), ("threads", "threads each", "number")]
+    columns += [("samples_per_second", "samples/s", "number"), ("relative", "/ one job", "ratio")]
+    return [Table("Several trainings at once", says, columns, rows)]
+
+
+PARTS: dict[str, Callable[[Setting], list[Table]]] = {
+    part.__name__: part for part in (methods, scaling, memory, peer, floor, jobs)
+}

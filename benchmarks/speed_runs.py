@@ -1,0 +1,466 @@
+"""The trainings that ``benchmarks/speed.py`` times: workloads of random data, single runs, rounds, peak memory."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import math
+import multiprocessing
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import registry
+from balancebench_udi.data.base import Affine, Bundle, Dataset, Modality, Split, fingerprint
+from balancebench_udi.errors import UserError
+from balancebench_udi.nets.model import build_model
+from balancebench_udi.protocol import Protocol, RunOptions
+from balancebench_udi.runner import Job, plan
+from balancebench_udi.seeding import generator
+from balancebench_udi.spec import Optimizer
+from balancebench_udi.strategy import Batch, Strategy, make_optimizer
+from balancebench_udi.trainer import Trainer
+from benchmarks.run import choose_device
+
+REFERENCE = "joint"
+BARE = "bare loop"
+HELD_OUT = 8
+"""Samples in the validation and in the test split: their evaluation is not measured."""
+
+# -- workloads ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Input:
+    """One modality: its kind, the shape of a sample, its encoder, and whether it is stored as uint8 or float16."""
+
+    kind: str
+    shape: tuple[int, ...]
+    encoder: str
+    stored: str = "uint8"
+
+    @property
+    def transform(self) -> Affine:
+        """From the stored values to about [-1, 1]."""
+        channels = self.shape[0]
+        return Affine.normalise((0.5,) * channels, (0.5,) * channels) if self.stored == "uint8" else Affine()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workload: random data of given shapes, and how long a run of it is.
+
+    Attributes:
+        steps: training steps in an epoch, all of ``batch`` samples.
+        rounds: how often every competitor runs.
+        folder: where the training data are memory-mapped from; None keeps them in memory.
+    """
+
+    name: str
+    inputs: Mapping[str, Input]
+    batch: int
+    steps: int
+    epochs: int
+    rounds: int
+    classes: int = 10
+    folder: str | None = None
+
+    @property
+    def samples(self) -> int:
+        return self.batch * self.steps
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of the training inputs."""
+        size = {"uint8": 1, "float16": 2}
+        return self.samples * sum(math.prod(x.shape) * size[x.stored] for x in self.inputs.values())
+
+    def bundle(self) -> Bundle:
+        """The data; the same at every call."""
+        modalities = {m: Modality(x.kind, x.shape, x.encoder, x.transform) for m, x in self.inputs.items()}
+        target = torch.arange(self.samples + HELD_OUT) % self.classes
+        train = Split({m: self._stored(m) for m in self.inputs}, target[: self.samples])
+        held = {m: _draw(x, HELD_OUT, "held", m) for m, x in self.inputs.items()}
+        rest = Split(held, target[-HELD_OUT:])
+        names = tuple(map(str, range(self.classes)))
+        key = fingerprint({"case": self.name, "samples": self.samples, "classes": self.classes})
+        return Bundle(modalities, names, train, rest, rest, key, {"generated": True})
+
+    def _stored(self, m: str) -> Tensor:
+        x, rows = self.inputs[m], 1024
+        if self.folder is None:
+            return _draw(x, self.samples, m)
+        path = Path(self.folder) / f"{self.name}-{m}"
+        shape, written = (self.samples, *x.shape), path.exists()
+        mapped = np.memmap(path, x.stored, "r+" if written else "w+", shape=shape)
+        for start in range(0, 0 if written else self.samples, rows):
+            mapped[start : start + rows] = _draw(x, min(rows, self.samples - start), m, start).numpy()
+        return torch.from_numpy(mapped)
+
+    def jobs(self, methods: Mapping[str, type[Strategy]], precision: str) -> dict[str, Job]:
+        """One run a method, through the runner's own plan.
+
+        Raises:
+            UserError: a method that cannot work on these modalities.
+        """
+        run = RunOptions(epochs=self.epochs, batch_size=self.batch, precision=precision)
+        calm = Optimizer(lr=1e-4)  # nothing may diverge on random labels
+        planned = plan(methods, Random(), self.bundle(), Protocol("speed", 1, "", run, calm), [0], {}, {})
+        return {job.spec.method: job for job in planned}
+
+
+class Random(Dataset):
+    """Stands for the data of a :class:`Case` in a run's specification."""
+
+    name = "random"
+    reference = "ours"
+
+    def load(self, root: Path | None) -> Bundle:
+        """Not used: the data are made by :meth:`Case.bundle`."""
+        raise UserError("the dataset random must be made by a Case of benchmarks/speed.py, found a call of load")
+
+
+def _draw(x: Input, count: int, *stream: object) -> Tensor:
+    source = generator(0, *stream)
+    if x.stored == "uint8":
+        return torch.randint(256, (count, *x.shape), dtype=torch.uint8, generator=source)
+    return torch.randn(count, *x.shape, generator=source).half()
+
+
+def digits(count: int = 2, encoder: str = "digit") -> dict[str, Input]:
+    """``count`` images of 28 x 28, the first gray, the others coloured."""
+    return {f"m{i}": Input("digit", (3 if i else 1, 28, 28), encoder) for i in range(count)}
+
+
+def vectors(count: int = 2) -> dict[str, Input]:
+    """``count`` feature vectors of 48 values."""
+    return {f"m{i}": Input("vector", (48,), "mlp", "float16") for i in range(count)}
+
+
+CASES = {"digit": "two DigitNets on 28 x 28", "av": "two ResNet-18 on a 257 x 188 spectrogram and 224 x 224 frames"}
+
+
+def make_case(name: str, device: torch.device, frames: int = 1, quick: bool = False, **lengths: int) -> Case:
+    """One of ``CASES``, in the size that suits the device.
+
+    Args:
+        frames: of a clip, for ``av``.
+        quick: as small as can be.
+        lengths: ``steps``, ``epochs`` or ``rounds`` of the caller's choice.
+    """
+    cuda = device.type == "cuda"
+    if name == "digit":
+        case = Case(name, digits(), batch=64, steps=200 if cuda else 60, epochs=2, rounds=7 if cuda else 5)
+    else:
+        sound = Input("spectrogram", (1, 257, 188), "resnet18", "float16")
+        inputs = {"audio": sound, "visual": Input("frames", (3, frames, 224, 224), "resnet18")}
+        batch, steps, rounds = (64, 30, 5) if cuda else (16, 8, 3)
+        case = Case(name, inputs, batch, steps, epochs=2, rounds=rounds, classes=6)
+    if quick:
+        case = replace(case, batch=8, steps=2, rounds=1)
+    return replace(case, **lengths)  # type: ignore[arg-type]
+
+
+# -- one run -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lap:
+    """One training.
+
+    Attributes:
+        wall, cpu: seconds, and CPU seconds of the process, of all phases without evaluation.
+        steps: training steps.
+        passes: samples through the encoders, forward + 2 x backward.
+        waiting, stepping: seconds inside the loader's iterator and inside the method's step; 0 where not watched.
+        window: share of the epochs inside the method's window; None where it has none.
+    """
+
+    wall: float
+    cpu: float
+    steps: int
+    passes: float = 0.0
+    waiting: float = 0.0
+    stepping: float = 0.0
+    window: float | None = None
+
+
+def train(job: Job, device: torch.device, watch: bool = False) -> Lap:
+    """A whole training of ``job``, evaluation left out of its time.
+
+    Args:
+        watch: also time the loader and the steps one by one; on a GPU every such time waits for the device, which makes
+            the whole slower.
+    """
+    gc.collect()
+    steps = 0
+    seconds = {"waiting": 0.0, "stepping": 0.0}
+
+    def tick(phase: str, count: int) -> None:
+        nonlocal steps
+        steps += count
+
+    trainer = Trainer(job.spec, job.bundle, job.method, job.options, device, tick=tick)
+    load, step = trainer.loader.train, trainer.strategy.step
+
+    @contextlib.contextmanager
+    def timed(what: str) -> Iterator[None]:
+        synchronise(device)
+        started = time.perf_counter()
+        yield
+        synchronise(device)
+        seconds[what] += time.perf_counter() - started
+
+    def timed_load(*arguments: Any) -> Iterator[Batch]:
+        batches = load(*arguments)
+        while True:
+            with timed("waiting"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def timed_step(batch: Batch) -> dict[str, Tensor]:
+        with timed("stepping"):
+            return step(batch)
+
+    if watch:
+        trainer.loader.train = timed_load  # type: ignore[method-assign, assignment]
+        trainer.strategy.step = timed_step  # type: ignore[method-assign]
+    phases = trainer.run()["cost"]["phases"]
+    window = getattr(job.options, "window", None)
+    epochs = range(job.spec.epochs)
+    return Lap(
+        wall=sum(p["seconds"] for p in phases),
+        cpu=sum(p["cpu_seconds"] for p in phases),
+        steps=steps,
+        passes=sum(sum(p["forward"].values()) + 2 * sum(p["backward"].values()) for p in phases),
+        **(seconds if watch else {}),
+        window=None if window is None else sum(trainer.task.within(window, e) for e in epochs) / len(epochs),
+    )
+
+
+class Bare:
+    """The least that training a job's networks takes: forward, loss, backward, optimiser, on one resident batch.
+
+    Networks, precision and optimiser are made as for the job; the inputs are already floats, in the memory layout that
+    the encoders want.
+    """
+
+    def __init__(self, job: Job, device: torch.device) -> None:
+        spec, self.device = job.spec, device
+        self.autocast = spec.precision == "bf16"
+        shapes = {m: modality.shape for m, modality in job.bundle.modalities.items()}
+        encoders = {m: dict(e) for m, e in spec.encoders.items()}
+        self.model = build_model(encoders, shapes, spec.fusion, len(job.bundle.classes), spec.seed).to(device).train()
+        self.optimizer = make_optimizer(Optimizer(**spec.optimizer), self.model.parameters())
+        layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+        self.inputs = {}
+        for m, shape in shapes.items():
+            x = torch.randn(spec.batch_size, *shape, generator=generator(0, "bare", m))
+            self.inputs[m] = x.to(device).contiguous(memory_format=layouts.get(x.dim(), torch.contiguous_format))
+        self.target = job.bundle.train.target[: spec.batch_size].to(device)
+
+    def step(self) -> None:
+        """One update."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            read = {m: encoder(self.inputs[m]) for m, encoder in self.model.encoders.items()}
+        loss = F.cross_entropy(self.model.fusion({m: f.float() for m, f in read.items()}), self.target)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+
+def train_bare(job: Job, device: torch.device) -> Lap:
+    """As many steps of :class:`Bare` as a joint training of ``job`` has."""
+    gc.collect()
+    bare = Bare(job, device)
+    steps = job.steps
+    synchronise(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(steps):
+        bare.step()
+    synchronise(device)
+    return Lap(time.perf_counter() - wall, time.process_time() - cpu, steps)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device; a CPU is never behind."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def shorter(job: Job) -> Job:
+    """One step and one epoch of ``job``: enough to load its kernels."""
+    batch = job.bundle.train.take(torch.arange(job.spec.batch_size))
+    return replace(job, spec=replace(job.spec, epochs=1), bundle=replace(job.bundle, train=batch))
+
+
+# -- rounds ------------------------------------------------------------------------------------------------------------
+
+
+def progress(total: int, label: str, unit: str = "run") -> tqdm:
+    """A bar with the time left; in a log file a line now and then."""
+    return tqdm(total=total, desc=label, unit=unit, mininterval=0.5 if sys.stderr.isatty() else 15.0)
+
+
+def described(label: str, error: Exception) -> str:
+    """What broke, in one line."""
+    return f"{label}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def interleave(
+    warm: Mapping[str, Callable[[], Lap]],
+    runs: Mapping[str, Callable[[], Lap]],
+    rounds: int,
+    label: str,
+    failed: list[str],
+) -> dict[str, list[Lap]]:
+    """``rounds`` turns of all ``runs``, starting with another one each time, after one turn of ``warm``.
+
+    Returns:
+        name -> one :class:`Lap` a round. A run that breaks is left out and described in ``failed``.
+    """
+    laps: dict[str, list[Lap]] = {name: [] for name in runs}
+    with progress(len(warm) + rounds * len(runs), label) as bar:
+        for turn in range(-1, rounds):
+            names = [name for name in (warm if turn < 0 else runs) if name in laps]
+            first = max(turn, 0) % max(len(names), 1)
+            for name in names[first:] + names[:first]:
+                try:
+                    if turn < 0:
+                        warm[name]()
+                    else:
+                        laps[name].append(runs[name]())
+                except UserError:
+                    raise
+                except Exception as error:  # one broken method must not take the others with it
+                    failed.append(described(f"{label}: {name}", error))
+                    del laps[name]
+                bar.update()
+    return laps
+
+
+def compete(
+    case: Case, methods: Mapping[str, type[Strategy]], precision: str, device: torch.device, failed: list[str]
+) -> tuple[dict[str, list[Lap]], dict[str, list[Lap]]]:
+    """The bare loop and ``methods`` in turns.
+
+    Returns:
+        the timed laps, and the watched ones: the same on a CPU, one more round on a GPU.
+    """
+    jobs = case.jobs(methods, precision)
+    on_cpu, label = device.type == "cpu", f"{case.name} {precision}"
+    bare = replace(next(iter(jobs.values())), method=Strategy, options=Strategy.Options())
+    warm = {BARE: functools.partial(train_bare, shorter(bare), device)}
+    runs = {BARE: functools.partial(train_bare, bare, device)}
+    for name, job in jobs.items():
+        warm[name] = functools.partial(train, shorter(job), device)
+        runs[name] = functools.partial(train, job, device, watch=on_cpu)
+    laps = interleave(warm, runs, case.rounds, label, failed)
+    if on_cpu:
+        return laps, laps
+    watched = {name: functools.partial(train, jobs[name], device, watch=True) for name in laps if name != BARE}
+    return laps, interleave({}, watched, 1, f"{label} watched", failed)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return {"median": middle, "q1": low, "q3": high, "n": len(values)}
+
+
+def paired(laps: Sequence[Lap], others: Sequence[Lap], of: Callable[[Lap], float]) -> dict[str, float]:
+    """Spread of the ratio ``of(lap) / of(other)`` within the rounds."""
+    return spread([of(a) / of(b) for a, b in zip(laps, others, strict=True)])
+
+
+# -- other processes ---------------------------------------------------------------------------------------------------
+
+STATUS = Path("/proc/self/status")
+
+
+def resident() -> dict[str, int]:
+    """Bytes of this process's own memory (``own``) and of mapped files (``mapped``) that are in RAM."""
+    found = {k: int(v) * 1024 for k, v in re.findall(r"^(Rss\w+):\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)}
+    return {"own": found["RssAnon"], "mapped": found["RssFile"] + found["RssShmem"]}
+
+
+class Peak:
+    """Context: ``values`` is the highest :func:`resident` inside, read a thousand times a second by a thread."""
+
+    def __enter__(self) -> Peak:
+        self.values = resident()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.001):
+            self.values = {k: max(v, self.values[k]) for k, v in resident().items()}
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def peak_memory(case: Case, method: str, precision: str, device_type: str, threads: int) -> dict[str, int]:
+    """Peak bytes of one run: ``own``, ``mapped``, and ``device`` on a GPU. Call it in a process of its own."""
+    torch.set_num_threads(threads)
+    device = choose_device(device_type)
+    with Peak() as peak:
+        train(case.jobs({method: registry.methods.get(method)}, precision)[method], device)
+    on_device = {"device": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
+    return {**peak.values, **on_device}
+
+
+def fresh_processes(
+    workers: int, gates: Mapping[int, Any] | None = None, tasks: int | None = None
+) -> ProcessPoolExecutor:
+    """A pool of processes that have imported torch and used nothing of it.
+
+    Args:
+        gates: for :func:`train_together`.
+        tasks: how many each process does before another one takes its place; None for any number.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    return ProcessPoolExecutor(workers, context, _wait_at, (gates or {},), max_tasks_per_child=tasks)
+
+
+def barriers(counts: Sequence[int]) -> dict[int, Any]:
+    """Number of processes -> where they wait for each other."""
+    return {count: multiprocessing.get_context("forkserver").Barrier(count) for count in counts}
+
+
+_gates: dict[int, Any] = {}
+
+
+def _wait_at(gates: Mapping[int, Any]) -> None:
+    _gates.update(gates)
+
+
+def train_together(case: Case, precision: str, device_type: str, threads: int, count: int) -> tuple[float, float, int]:
+    """Train joint once all ``count`` processes are ready: start and end by the machine's clock, and samples trained."""
+    torch.set_num_threads(threads)
+    device = choose_device(device_type)
+    job = case.jobs({REFERENCE: registry.methods.get(REFERENCE)}, precision)[REFERENCE]
+    train(shorter(job), device)
+    _gates[count].wait(timeout=300)
+    start = time.monotonic()
+    lap = train(job, device)
+    return start, time.monotonic(), lap.steps * case.batch
