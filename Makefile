@@ -33,9 +33,14 @@ results: $(VENV)/.ready
 speed: $(VENV)/.ready
 	$(BIN)/python benchmarks/speed.py
 
-# The full protocol of PMR (60000 pairs, 100 epochs) and the tests that need a GPU; meant for one CUDA device.
+# Meant for one CUDA device: the tests that need one, the speed report, the full protocol of PMR (60000 pairs, 100 epochs),
+# and the time of a table at CREMA-D's full size, on generated clips of its shape.
 results-gpu: $(VENV)/.ready
-	$(BIN)/python -m pytest tests/gpu
+	$(BIN)/python -m pytest tests/gpu tests/unit/test_frames.py
+	$(BIN)/python benchmarks/speed.py --device cuda
+	$(BIN)/python benchmarks/run.py --methods joint,ogm_ge,agm,pmr,mmpareto,udi --dataset synthetic --set synthetic.shape=av \
+	  --set synthetic.n_train=6028 --set synthetic.n_val=670 --set synthetic.n_test=744 --set synthetic.frames=1 \
+	  --precision auto --device cuda --name synthetic-cremad-size
 	$(BIN)/python benchmarks/run.py --methods all --dataset cgmnist --protocol pmr --device cuda --data-root "$(DATA)"
 	$(BIN)/python benchmarks/run.py --methods all --dataset avdigits --protocol default --device cuda --data-root "$(DATA)"
 

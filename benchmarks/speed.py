@@ -40,7 +40,8 @@ LENGTHS = ("batch", "steps", "epochs", "rounds")
 def parser() -> Parser:
     """The command line."""
     p = Parser(prog="speed.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)} (default: all)")
+    p.add_argument("--parts", help=f"of {', '.join(PARTS)} (default: all, preparing where there are --clips)")
+    p.add_argument("--clips", type=Path, help="folder of videos for the part preparing, such as CREMA-D's VideoFlash")
     p.add_argument("--methods", default="all", help="names, wildcards or 'all', separated by commas; joint is added")
     p.add_argument("--cases", help=f"of {', '.join(CASES)} (default: all; with --quick: digit)")
     p.add_argument("--precision", help="fp32, bf16 or both, separated by a comma (default: both; with --quick: fp32)")
@@ -75,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> int:
     """Measure part after part and write after each."""
-    parts = _chosen(given.parts, "--parts", "part", PARTS)
+    left_out = {"preparing": given.clips is None, "compiled": given.quick}
+    parts = _chosen(given.parts or ",".join(p for p in PARTS if not left_out.get(p)), "--parts", "part", PARTS)
     names = _chosen(given.cases or ("digit" if given.quick else ",".join(CASES)), "--cases", "case", CASES)
     precisions = _chosen(
         given.precision or ("fp32" if given.quick else ",".join(PRECISIONS)), "--precision", "precision", PRECISIONS
@@ -89,7 +91,7 @@ def run(given: argparse.Namespace) -> int:
     lengths = {k: getattr(given, k) for k in ("steps", "epochs", "rounds") if getattr(given, k) is not None}
     cases = [make_case(name, device, given.frames, given.quick, **lengths) for name in names]
     methods = {name: registry.methods.get(name) for name in wanted}
-    setting = Setting(device, methods, precisions, cases, given.quick)
+    setting = Setting(device, methods, precisions, cases, given.quick, clips=given.clips)
     label = given.name or re.sub(r"[^a-z0-9]+", "-", describe_machine(device)["device"].lower()).strip("-")
     folder = (given.out if given.out is not None else default_out()) / "speed" / label
     report = read_report(folder / "speed.json")

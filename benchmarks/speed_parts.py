@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -19,6 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from balancebench_udi.data.clips import VIDEO, Clip, Clips
+from balancebench_udi.data.pack import Listing, prepare
+from balancebench_udi.errors import UserError
 from balancebench_udi.strategy import Strategy
 from benchmarks.speed_runs import (
     BARE,
@@ -118,6 +122,7 @@ class Setting:
         quick: everything as small as can be.
         laps: what the part ``methods`` of this call has measured, by case and precision.
         failed: one sentence a run that broke.
+        clips: a folder of videos for the part ``preparing``.
     """
 
     device: torch.device
@@ -127,6 +132,7 @@ class Setting:
     quick: bool = False
     laps: dict[tuple[str, str], dict[str, list[Lap]]] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
+    clips: Path | None = None
 
     @property
     def joint(self) -> dict[str, type[Strategy]]:
@@ -158,6 +164,8 @@ def methods(setting: Setting) -> list[Table]:
             setting.laps[case.name, precision] = laps
             rows = [_method_row(name, laps, watched, case) for name in laps]
             tables.append(_method_table(case, precision, rows))
+            if case.name == "av":
+                tables.append(_whole_table(laps, case, precision))
             share = paired(laps[BARE], laps[REFERENCE], lambda lap: lap.wall)
             against_bare.append(
                 {
@@ -234,6 +242,25 @@ def _method_table(case: Case, precision: str, rows: Sequence[Mapping[str, Any]])
         ("window", "acts in %", "percent"),
     ]
     return Table(f"Methods, {case.name}, {precision}", says, columns, rows)
+
+
+SIX = ("joint", "ogm_ge", "agm", "pmr", "mmpareto", "udi")
+"""The methods of the table whose time :func:`methods` tells."""
+TABLE_SAMPLES, TABLE_EPOCHS, TABLE_SEEDS = 6028, 100, 3
+"""CREMA-D's training clips without a tenth for validation, and the house protocol."""
+
+
+def _whole_table(laps: Mapping[str, list[Lap]], case: Case, precision: str) -> Table:
+    """What the measured trainings say of a whole table on CREMA-D."""
+    factor = TABLE_SAMPLES * TABLE_EPOCHS * TABLE_SEEDS / (case.samples * case.epochs)
+    hours = {name: spread([lap.wall * factor / 3600 for lap in laps[name]]) for name in SIX if name in laps}
+    total = {key: sum(found[key] for found in hours.values()) for key in ("median", "q1", "q3")}
+    rows = [{"method": name, "hours": found} for name, found in hours.items()] + [{"method": "all", "hours": total}]
+    says = (
+        f"Extrapolated from the runs above to {TABLE_SAMPLES} clips, {TABLE_EPOCHS} epochs and {TABLE_SEEDS} seeds, "
+        f"training only; {precision}. The share of each method's window is that of the short runs."
+    )
+    return Table(f"One CREMA-D table, {precision}", says, [TEXT["method"], ("hours", "hours", "number")], rows)
 
 
 # -- scaling -----------------------------------------------------------------------------------------------------------
@@ -582,6 +609,105 @@ def jobs(setting: Setting) -> list[Table]:
     return [Table("Several trainings at once", says, columns, rows)]
 
 
+# -- compile -----------------------------------------------------------------------------------------------------------
+
+
+def compiled(setting: Setting) -> list[Table]:
+    """Each encoder's forward and backward pass as it is and through ``torch.compile``, in turns."""
+    rows = []
+    chosen = [(case, m, p) for case in setting.cases for m in case.inputs for p in setting.precisions]
+    with progress(len(chosen), "compile", "encoder") as bar:
+        for case, m, precision in chosen:
+            bare = Bare(case.jobs(setting.joint, precision)[REFERENCE], setting.device)
+            encoder, x = bare.model.encoders[m], bare.inputs[m]
+            started = time.perf_counter()
+            try:
+                passes = {"eager": partial(_pass, encoder, x, precision)}
+                passes["compiled"] = partial(_pass, torch.compile(copy.deepcopy(encoder)), x, precision)
+                passes["compiled"]()
+            except Exception as error:  # torch.compile needs a compiler that may not be there
+                setting.failed.append(described(f"compile {case.name} {m}", error))
+                return []
+            seconds = time.perf_counter() - started
+            times: dict[str, list[float]] = {name: [] for name in passes}
+            for turn in range(-1, 1 if setting.quick else 7):
+                for name, work in passes.items():
+                    took = _shortest(work, setting.device, repeats=1)
+                    if turn >= 0:
+                        times[name].append(1e3 * took)
+            ratio = spread([c / e for c, e in zip(times["compiled"], times["eager"], strict=True)])
+            found = {name: spread(values) for name, values in times.items()}
+            rows.append(
+                {"case": f"{case.name}, {m}", "precision": precision, **found, "ratio": ratio, "seconds": seconds}
+            )
+            bar.update()
+    says = (
+        "Forward and backward of one encoder, ms, as it is and compiled (below 1 it would pay), and what compiling "
+        "took, once a process. Encoders are not compiled where this does not pay."
+    )
+    columns: Columns = [TEXT["case"], TEXT["precision"], ("eager", "eager, ms", "number")]
+    columns += [("compiled", "compiled, ms", "number"), ("ratio", "compiled / eager", "ratio")]
+    return [Table("torch.compile", says, [*columns, ("seconds", "to compile, s", "number")], rows)]
+
+
+def _pass(encoder: Any, x: Tensor, precision: str) -> None:
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        features = encoder(x)
+    features.float().square().mean().backward()
+
+
+# -- prepare -----------------------------------------------------------------------------------------------------------
+
+CREMAD_CLIPS = 7442
+PREPARE_MINUTES = 30.0
+"""Most time that preparing the whole of CREMA-D may take on 2 cores."""
+
+
+def preparing(setting: Setting) -> list[Table]:
+    """The real clips of ``--clips``, each many times, through ``prepare`` with one thread and with all."""
+    folder_of_clips = setting.clips or Path("no folder")
+    clips = sorted(p for p in folder_of_clips.glob("*") if p.suffix in VIDEO)
+    if not clips:
+        raise UserError(f"the part preparing needs --clips FOLDER with video files, found none in {folder_of_clips}")
+    count = len(clips) if setting.quick else 240
+    rows = []
+    torch.set_num_threads(1)  # the workers are the parallelism
+    try:
+        for workers in dict.fromkeys((1, setting.threads)):
+            with tempfile.TemporaryDirectory() as folder:
+                made = prepare(_Repeated(clips, count), folder_of_clips, Path(folder), workers)
+            pace = made.decoded / made.seconds
+            minutes = CREMAD_CLIPS / pace / 60
+            row = {"workers": workers, "pace": pace, "minutes": minutes, "budget": PREPARE_MINUTES}
+            rows.append({**row, "verdict": verdict(minutes, PREPARE_MINUTES) if workers == 2 else None})
+    finally:
+        torch.set_num_threads(setting.threads)
+    says = (
+        f"{len(clips)} clips, {count} decodings, three candidate frames a second and the spectrogram of OGM-GE; what "
+        f"that makes of all {CREMAD_CLIPS} clips of CREMA-D. The files are in the system's cache after the first round."
+    )
+    columns: Columns = [("workers", "workers", "number"), ("pace", "clips/s", "number")]
+    columns += [("minutes", "all of CREMA-D, minutes", "number"), ("budget", "at most", "number"), TEXT["verdict"]]
+    return [Table("Preparing CREMA-D", says, columns, rows)]
+
+
+class _Repeated(Clips):
+    """The same clips again and again."""
+
+    name = "repeated"
+    reference = "ours"
+
+    def __init__(self, clips: Sequence[Path], count: int) -> None:
+        super().__init__()
+        self.clips, self.count = clips, count
+
+    def listing(self, source: Path) -> Listing:
+        """``count`` items."""
+        chosen = (self.clips[i % len(self.clips)] for i in range(self.count))
+        items = [self.item(f"{i:05d}", "any", Clip(p, (p,)), {}) for i, p in enumerate(chosen)]
+        return Listing(items, ("any",))
+
+
 PARTS: dict[str, Callable[[Setting], list[Table]]] = {
-    part.__name__: part for part in (methods, scaling, memory, peer, floor, jobs)
+    part.__name__: part for part in (methods, scaling, memory, peer, floor, jobs, compiled, preparing)
 }

@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import registry
-from balancebench_udi.data.base import Affine, Bundle, Dataset, Modality, Split, fingerprint
+from balancebench_udi.data.base import Affine, Bundle, Dataset, Modality, Split, Transform, fingerprint
+from balancebench_udi.data.frames import FrameTransform
 from balancebench_udi.errors import UserError
 from balancebench_udi.nets.model import build_model
 from balancebench_udi.protocol import Protocol, RunOptions
@@ -37,6 +38,8 @@ from benchmarks.run import choose_device
 
 REFERENCE = "joint"
 BARE = "bare loop"
+CANDIDATES, STORED = 3, 256
+"""Candidate frames kept of a clip, and their side in pixels."""
 HELD_OUT = 8
 """Samples in the validation and in the test split: their evaluation is not measured."""
 
@@ -45,7 +48,10 @@ HELD_OUT = 8
 
 @dataclass(frozen=True)
 class Input:
-    """One modality: its kind, the shape of a sample, its encoder, and whether it is stored as uint8 or float16."""
+    """One modality: its kind, the shape of a sample, its encoder, and whether it is stored as uint8 or float16.
+
+    Frames are stored as packs store them: candidates of which some are chosen, cropped at random and mirrored.
+    """
 
     kind: str
     shape: tuple[int, ...]
@@ -53,9 +59,16 @@ class Input:
     stored: str = "uint8"
 
     @property
-    def transform(self) -> Affine:
+    def stored_shape(self) -> tuple[int, ...]:
+        """Of a sample in memory."""
+        return (max(CANDIDATES, self.shape[1]), STORED, STORED, 3) if self.kind == "frames" else self.shape
+
+    @property
+    def transform(self) -> Transform:
         """From the stored values to about [-1, 1]."""
         channels = self.shape[0]
+        if self.kind == "frames":
+            return FrameTransform(self.shape[1], self.stored_shape[0])
         return Affine.normalise((0.5,) * channels, (0.5,) * channels) if self.stored == "uint8" else Affine()
 
 
@@ -86,7 +99,7 @@ class Case:
     def stored_bytes(self) -> int:
         """Of the training inputs."""
         size = {"uint8": 1, "float16": 2}
-        return self.samples * sum(math.prod(x.shape) * size[x.stored] for x in self.inputs.values())
+        return self.samples * sum(math.prod(x.stored_shape) * size[x.stored] for x in self.inputs.values())
 
     def bundle(self) -> Bundle:
         """The data; the same at every call."""
@@ -104,7 +117,7 @@ class Case:
         if self.folder is None:
             return _draw(x, self.samples, m)
         path = Path(self.folder) / f"{self.name}-{m}"
-        shape, written = (self.samples, *x.shape), path.exists()
+        shape, written = (self.samples, *x.stored_shape), path.exists()
         mapped = np.memmap(path, x.stored, "r+" if written else "w+", shape=shape)
         for start in range(0, 0 if written else self.samples, rows):
             mapped[start : start + rows] = _draw(x, min(rows, self.samples - start), m, start).numpy()
@@ -136,7 +149,7 @@ class Random(Dataset):
 def _draw(x: Input, count: int, *stream: object) -> Tensor:
     source = generator(0, *stream)
     if x.stored == "uint8":
-        return torch.randint(256, (count, *x.shape), dtype=torch.uint8, generator=source)
+        return torch.randint(1, 256, (count, *x.stored_shape), dtype=torch.uint8, generator=source)
     return torch.randn(count, *x.shape, generator=source).half()
 
 

@@ -21,6 +21,7 @@ from baselines.joint import Joint
 from baselines.unimodal import Unimodal
 from benchmarks import speed, speed_parts, speed_runs
 from benchmarks.speed_runs import BARE, Case, Lap, Peak, digits, vectors
+from tests.media import write_video
 
 CPU = torch.device("cpu")
 PARTS = ["methods", "scaling", "memory", "peer", "floor", "jobs"]
@@ -449,7 +450,7 @@ def test_mapped_data_are_written_once_and_stay_the_same(tmp_path):
     assert sum(size for _, size in written.values()) == case.stored_bytes
     again = case.bundle().train.inputs
     assert all(torch.equal(first[m], again[m]) for m in first)
-    assert len(first["m0"].unique()) == 256
+    assert len(first["m0"].unique()) == 255  # 0 marks a frame that is not there
     assert not torch.equal(first["m0"][:128], first["m0"][1024:1152])  # from one chunk to the next
     assert written == {p.name: (p.stat().st_mtime_ns, p.stat().st_size) for p in tmp_path.iterdir()}
 
@@ -554,3 +555,65 @@ def test_the_av_networks_train():
     assert (lap.steps, lap.passes) == (1, 2 * 2 * 3)
     assert 0 < lap.waiting < lap.wall
     assert 0 < lap.stepping < lap.wall
+
+
+# torch.compile, preparation, a whole table
+
+
+def test_a_slower_compiled_encoder_shows(monkeypatch):
+    def slowed(module):
+        module.register_forward_pre_hook(lambda *_: time.sleep(NAP))
+        return module
+
+    monkeypatch.setattr(torch, "compile", slowed)
+    setting = speed_parts.Setting(CPU, {"joint": Joint}, ["fp32"], [replace(TINY, name="digit")], quick=True)
+    (table,) = speed_parts.compiled(setting)
+    assert [row["case"] for row in table.rows] == ["digit, m0", "digit, m1"]
+    for row in table.rows:
+        assert row["compiled"]["median"] > 1e3 * NAP > row["eager"]["median"]
+        assert row["ratio"]["median"] == pytest.approx(row["compiled"]["median"] / row["eager"]["median"])
+
+
+def test_what_cannot_be_compiled_is_said(monkeypatch):
+    def broken(module):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    setting = speed_parts.Setting(CPU, {"joint": Joint}, ["fp32"], [replace(TINY, name="digit")], quick=True)
+    assert speed_parts.compiled(setting) == []
+    assert setting.failed == ["compile digit m0: RuntimeError: no compiler"]
+
+
+def test_preparing_is_timed_on_real_files(tmp_path, monkeypatch):
+    for i in range(3):
+        write_video(tmp_path / "clips" / f"{i}.mp4", seconds=1)
+    setting = speed_parts.Setting(CPU, {}, [], [], quick=True, clips=tmp_path / "clips")
+    ((row,), *_) = (table.rows for table in speed_parts.preparing(setting))
+    assert row["minutes"] == pytest.approx(7442 / row["pace"] / 60)
+    decode = speed_parts._Repeated.decode
+    monkeypatch.setattr(speed_parts._Repeated, "decode", lambda *a: (time.sleep(0.2), decode(*a))[1])
+    ((slow,), *_) = (table.rows for table in speed_parts.preparing(setting))
+    assert slow["minutes"] > max(row["minutes"], 7442 * 0.2 / 60)
+
+
+def test_preparing_needs_clips(tmp_path, capsys):
+    assert speed.main(["--quick", "--parts", "preparing", "--clips", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "needs --clips FOLDER with video files, found none in" in capsys.readouterr().err
+
+
+def test_the_time_of_a_whole_table():
+    laps = {name: [Lap(wall=seconds, cpu=0, steps=10)] for name, seconds in (("joint", 36.0), ("udi", 72.0))}
+    rows = speed_parts._whole_table(laps, TINY, "fp32").rows
+    epochs = 6028 * 100 * 3 / (TINY.samples * TINY.epochs)  # of the lap's own length
+    assert [(row["method"], row["hours"]["median"]) for row in rows] == [
+        ("joint", pytest.approx(epochs * 36 / 3600)),
+        ("udi", pytest.approx(epochs * 72 / 3600)),
+        ("all", pytest.approx(epochs * 108 / 3600)),
+    ]
+
+
+def test_frames_are_stored_and_augmented_as_packs_are():
+    x = speed_runs.make_case("av", CPU, frames=2).inputs["visual"]
+    assert x.stored_shape == (3, 256, 256, 3)
+    assert x.transform.draws > 0
+    assert x.transform(speed_runs._draw(x, 2), torch.rand(2, x.transform.draws)).shape == (2, 3, 2, 224, 224)

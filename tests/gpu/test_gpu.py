@@ -6,6 +6,9 @@ import pytest
 import torch
 
 import registry
+from balancebench_udi.data import loader
+from balancebench_udi.data.base import Bundle, Modality, Split
+from balancebench_udi.data.frames import FrameTransform
 from tests.helpers import make_trainer, tiny_bundle
 
 pytestmark = pytest.mark.gpu
@@ -46,6 +49,54 @@ def test_same_seed_same_bytes_on_the_gpu(name):
         make_trainer(bundle, name, device="cuda").run()["result"]
         == (make_trainer(bundle, name, device="cuda").run()["result"])
     )
+
+
+def clips(n=48):
+    """Frames and spectrograms as a pack holds them."""
+    stream = torch.Generator().manual_seed(0)
+
+    def split(count):
+        frames = torch.randint(1, 256, (count, 4, 64, 64, 3), dtype=torch.uint8, generator=stream)
+        sound = torch.randn(count, 1, 40, 50, generator=stream).half()
+        return Split({"audio": sound, "video": frames}, torch.arange(count) % 3)
+
+    modalities = {
+        "audio": Modality("spectrogram", (1, 40, 50), "resnet18"),
+        "video": Modality("frames", (3, 2, 224, 224), "resnet18", FrameTransform(2, 4)),
+    }
+    return Bundle(modalities, ("a", "b", "c"), split(n), split(12), split(12), "clips")
+
+
+def test_read_ahead_gives_the_batches_of_device_memory(monkeypatch):
+    """Also those of the CPU: augmentation is drawn there."""
+    bundle, batches = clips(), {}
+    for where in ("resident", "ahead", "cpu"):
+        monkeypatch.setattr(loader, "RESIDENT_SHARE", 0.0 if where == "ahead" else 0.5)
+        made = loader.Loader(bundle, torch.device("cpu" if where == "cpu" else "cuda"), 16, 0)
+        assert made.splits["train"].target.is_cuda == (where == "resident")
+        batches[where] = list(made.train(1, ["audio", "video"]))
+    for one, two, three in zip(*batches.values(), strict=True):
+        assert torch.equal(one.index, two.index)
+        assert torch.equal(one.target, two.target)
+        for m in ("audio", "video"):
+            assert torch.equal(one.inputs[m], two.inputs[m])
+            torch.testing.assert_close(one.inputs[m].cpu(), three.inputs[m], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_augmented_clips_train_without_a_wait(precision):
+    trainer = make_trainer(clips(), "joint", device="cuda", epochs=1, batch_size=16, precision=precision)
+    step = trainer.strategy.step
+
+    def guarded(batch):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return step(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    trainer.strategy.step = guarded
+    trainer.run()
 
 
 def test_joint_throughput():
