@@ -36,7 +36,8 @@ class Protocol:
     """A protocol file with every default filled in.
 
     Attributes:
-        name, version, about: as in the file; the name is the file's, with a ``+`` where the caller changed the preset.
+        name, version, about: as in the file; the name is the file's, with a ``+`` where the caller changed the preset in
+            anything but precision, which is told beside it.
         run, optimizer, schedule: see :class:`RunOptions`, :class:`~spec.Optimizer`, :class:`~spec.Schedule`.
         encoders: modality -> {"name": ..., options}; modalities not named get their dataset's default.
         datasets, methods: name -> options that this protocol sets.
@@ -99,7 +100,7 @@ def load_protocol(name: str, folder: Path, overrides: Mapping[str, Mapping[str, 
     wanted = parts(overrides)
     rest: dict[str, Any] = {s: values.get(s) or {} for s in ("encoders", "datasets", "methods", "published")}
     return Protocol(
-        name=path.stem if _without_reading(wanted) == _without_reading(parts({})) else f"{path.stem}+",
+        name=path.stem if _named(wanted) == _named(parts({})) else f"{path.stem}+",
         version=version,
         about=str(values.get("about", "")),
         **wanted,
@@ -107,6 +108,6 @@ def load_protocol(name: str, folder: Path, overrides: Mapping[str, Mapping[str, 
     )
 
 
-def _without_reading(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a protocol that training depends on; evaluating test more often changes nothing."""
-    return {**parts, "run": dataclasses.replace(parts["run"], test_each_epoch=False)}
+def _named(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a protocol's name stands for: evaluating test more often changes nothing, precision is told beside it."""
+    return {**parts, "run": dataclasses.replace(parts["run"], test_each_epoch=False, precision="auto")}

@@ -92,8 +92,8 @@ def has_bf16(device: torch.device) -> bool:
     """Whether ``device`` multiplies bf16 matrices itself; elsewhere bf16 is emulated and slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    able = torch.cpu.get_capabilities()
-    return any(able.get(unit, False) for unit in ("amx_bf16", "avx512_bf16", "sve_bf16", "arm_bf16"))
+    able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
+    return any(able.get(unit, False) for unit in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
 
 
 def plan(

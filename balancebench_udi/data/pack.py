@@ -22,6 +22,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shlex
 import shutil
 import time
 from collections import Counter
@@ -242,7 +243,8 @@ class Pack:
             manifest = read_manifest(folder)
         except FileNotFoundError:
             settings = "".join(f" --set {dataset.name}.{o}={_text(v)}" for o, v in dataset.prepared_changes().items())
-            command = f"prepare.py {dataset.name} --source DIR --data-root {folder.parents[2]}{settings}"
+            root = shlex.quote(str(folder.parents[2].resolve()))
+            command = f"prepare.py {dataset.name} --source DIR --data-root {root}{settings}"
             raise UserError(
                 f"dataset {dataset.name} must be prepared with these options, found no pack in "
                 f"{folder}{_others(folder)}: call python benchmarks/{command}"
