@@ -670,10 +670,10 @@ def preparing(setting: Setting) -> list[Table]:
     if not clips:
         raise UserError(f"the part preparing needs --clips FOLDER with video files, found none in {folder_of_clips}")
     count = len(clips) if setting.quick else 240
-    rows = []
+    rows, threads = [], setting.threads
     torch.set_num_threads(1)  # the workers are the parallelism
     try:
-        for workers in dict.fromkeys((1, setting.threads)):
+        for workers in dict.fromkeys((1, threads)):
             with tempfile.TemporaryDirectory() as folder:
                 made = prepare(_Repeated(clips, count), folder_of_clips, Path(folder), workers)
             pace = made.decoded / made.seconds
@@ -681,7 +681,7 @@ def preparing(setting: Setting) -> list[Table]:
             row = {"workers": workers, "pace": pace, "minutes": minutes, "budget": PREPARE_MINUTES}
             rows.append({**row, "verdict": verdict(minutes, PREPARE_MINUTES) if workers == 2 else None})
     finally:
-        torch.set_num_threads(setting.threads)
+        torch.set_num_threads(threads)
     says = (
         f"{len(clips)} clips, {count} decodings, three candidate frames a second and the spectrogram of OGM-GE; what "
         f"that makes of all {CREMAD_CLIPS} clips of CREMA-D. The files are in the system's cache after the first round."

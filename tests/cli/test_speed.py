@@ -588,6 +588,13 @@ def test_preparing_is_timed_on_real_files(tmp_path, monkeypatch):
     for i in range(3):
         write_video(tmp_path / "clips" / f"{i}.mp4", seconds=1)
     setting = speed_parts.Setting(CPU, {}, [], [], quick=True, clips=tmp_path / "clips")
+    torch.set_num_threads(2)
+    try:
+        (table,) = speed_parts.preparing(setting)
+        assert ([row["workers"] for row in table.rows], torch.get_num_threads()) == ([1, 2], 2)
+        assert table.rows[1]["verdict"] == "ok"
+    finally:
+        torch.set_num_threads(1)
     ((row,), *_) = (table.rows for table in speed_parts.preparing(setting))
     assert row["minutes"] == pytest.approx(7442 / row["pace"] / 60)
     decode = speed_parts._Repeated.decode
