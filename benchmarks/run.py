@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,8 @@ PROTOCOLS = HERE / "protocols"
 REFERENCE = "joint"
 """The method against which costs are given."""
 MOST_SEEDS = 10_000
+SMALL = 2**15
+"""Most values in a sample of which runs are trained two at a time on a CPU."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,7 +76,9 @@ def parser() -> Parser:
     )
     p.add_argument("--data-root", type=Path, help="folder with the datasets (default: $BALANCEBENCH_DATA, else data/)")
     p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    p.add_argument("--jobs", type=int, default=1, metavar="N", help="runs trained at once (default: 1)")
+    p.add_argument(
+        "--jobs", type=int, metavar="N", help="runs trained at once (default: 2 of small inputs on a CPU, else 1)"
+    )
     p.add_argument("--out", type=Path, help="results folder (default: results in this checkout, else in this folder)")
     p.add_argument("--name", help="name of the table (default: dataset and protocol)")
     p.add_argument("--checkpoint-every", type=float, default=20.0, metavar="S", help="least seconds between two")
@@ -99,14 +104,14 @@ def run(given: argparse.Namespace) -> int:
     if given.list:
         print(listing())
         return 0
-    if given.jobs < 1:
+    if given.jobs is not None and given.jobs < 1:
         raise UserError(f"--jobs must be at least 1, found {given.jobs}")
     jobs, store, device, protocol = make_plan(given)
-    print_plan(jobs, store, device, protocol, given.jobs)
+    at_once = print_plan(jobs, store, device, protocol, given.jobs)
     if given.dry_run:
         return 0
-    if given.jobs > 1:
-        outcome = run_side_by_side(plan_again, given, given.jobs, jobs, store)
+    if at_once > 1:
+        outcome = run_side_by_side(plan_again, given, at_once, jobs, store)
     else:
         outcome = run_all(jobs, store, device, given.checkpoint_every)
     compare_and_write(given, jobs, outcome, store, protocol, len(parse_seeds(given.seeds)))
@@ -148,8 +153,8 @@ def make_plan(given: argparse.Namespace) -> tuple[list[Job], Store, torch.device
     return plan(methods, dataset, bundle, protocol, seeds, settings, encoders), store, device, protocol
 
 
-def print_plan(jobs: list[Job], store: Store, device: torch.device, protocol: Protocol, at_once: int) -> None:
-    """What is done, what is to do, and how long it may take."""
+def print_plan(jobs: list[Job], store: Store, device: torch.device, protocol: Protocol, at_once: int | None) -> int:
+    """What is done, what is to do, and how long it may take; returns how many runs to train at once."""
     missing = [job for job in jobs if store.load(job.spec) is None]
     first = jobs[0]
     sizes = ", ".join(f"{name} {len(first.bundle.split(name))}" for name in ("train", "val", "test"))
@@ -164,11 +169,24 @@ def print_plan(jobs: list[Job], store: Store, device: torch.device, protocol: Pr
         note = f", {started} begun" if started else ""
         print(f"  {method:12} {len(mine) - len(todo)} done, {len(todo)} to do{note}")
     if missing:
-        shared = f", {at_once} at once (if that costs them no speed)" if at_once > 1 else ""
-        seconds = estimate(missing, store, device) / min(at_once, len(missing))
+        seconds = estimate(missing, store, device)
+        at_once = min(len(missing), at_once or default_jobs(missing, device, seconds))
+        shared = f", {at_once} at once (less, then)" if at_once > 1 else ""
         print(f"about {duration(seconds)} for {len(missing)} of {len(jobs)} runs{shared}")
     else:
         print(f"all {len(jobs)} runs are done")
+    return at_once or 1
+
+
+def default_jobs(missing: Sequence[Job], device: torch.device, seconds: float) -> int:
+    """How many runs to train at once where nothing is said.
+
+    Two on a CPU of two cores and more, where inputs are small and there is work for a minute: small networks gain half
+    as much again by it there (``results/speed``, jobs), large ones less, at twice the memory. On a GPU it was not
+    measured.
+    """
+    small = sum(math.prod(m.shape) for m in missing[0].bundle.modalities.values()) <= SMALL
+    return 2 if device.type == "cpu" and torch.get_num_threads() > 1 and small and seconds > 60 else 1
 
 
 def compare_and_write(

@@ -46,6 +46,7 @@ def parser() -> Parser:
     p.add_argument("--cases", help=f"of {', '.join(CASES)} (default: all; with --quick: digit)")
     p.add_argument("--precision", help="fp32, bf16 or both, separated by a comma (default: both; with --quick: fp32)")
     p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    p.add_argument("--batch", type=_positive, help="samples in a batch (default: by case and device)")
     p.add_argument("--epochs", type=_positive, help="epochs of a phase (default: 2)")
     p.add_argument("--steps", type=_positive, help="steps of an epoch (default: by case and device)")
     p.add_argument("--rounds", type=_positive, help="how often every competitor runs (default: by case and device)")
@@ -88,7 +89,7 @@ def run(given: argparse.Namespace) -> int:
     device = choose_device(given.device)
     if not STATUS.exists() and {"memory", "scaling"} & set(parts):
         raise UserError(f"memory and scaling need {STATUS}, as on Linux, found none: leave them out of --parts")
-    lengths = {k: getattr(given, k) for k in ("steps", "epochs", "rounds") if getattr(given, k) is not None}
+    lengths = {k: getattr(given, k) for k in LENGTHS if getattr(given, k) is not None}
     cases = [make_case(name, device, given.frames, given.quick, **lengths) for name in names]
     methods = {name: registry.methods.get(name) for name in wanted}
     setting = Setting(device, methods, precisions, cases, given.quick, clips=given.clips)

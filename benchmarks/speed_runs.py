@@ -172,7 +172,7 @@ def make_case(name: str, device: torch.device, frames: int = 1, quick: bool = Fa
     Args:
         frames: of a clip, for ``av``.
         quick: as small as can be.
-        lengths: ``steps``, ``epochs`` or ``rounds`` of the caller's choice.
+        lengths: ``batch``, ``steps``, ``epochs`` or ``rounds`` of the caller's choice.
     """
     cuda = device.type == "cuda"
     if name == "digit":

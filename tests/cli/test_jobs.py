@@ -7,10 +7,13 @@ import re
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from calls import ROOT, content, finish, records, shas, spawn
+
+from benchmarks import run
 
 DIGITS = ("--dataset", "digits", "--protocol", "quick", "--device", "cpu")
 NOTED = f"""
@@ -248,3 +251,21 @@ def test_a_worker_that_cannot_write_says_so(cli, tmp_path):
     assert called.err.count("error: ") == 1
     said = called.err.splitlines()[-1]
     assert said.startswith(f"error: {out}/claims could not be written because a file lies where a folder should be")
+
+
+@pytest.mark.parametrize(
+    ("threads", "device", "shape", "seconds", "expected"),
+    [
+        (2, "cpu", (1, 28, 28), 61, 2),
+        (8, "cpu", (1, 28, 28), 61, 2),
+        (1, "cpu", (1, 28, 28), 61, 1),
+        (2, "cuda", (1, 28, 28), 61, 1),
+        (2, "cpu", (3, 224, 224), 61, 1),
+        (2, "cpu", (1, 28, 28), 59, 1),
+    ],
+)
+def test_how_many_at_once_where_nothing_is_said(monkeypatch, threads, device, shape, seconds, expected):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    modality = SimpleNamespace(shape=shape)
+    job = SimpleNamespace(bundle=SimpleNamespace(modalities={"a": modality, "b": modality}))
+    assert run.default_jobs([job], torch.device(device), seconds) == expected
