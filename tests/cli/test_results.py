@@ -60,6 +60,18 @@ def test_records_are_what_they_say() -> None:
         assert not record["machine"]["commit"].endswith("+"), record["key"]
 
 
+def test_the_readme_quotes_the_speed_reports() -> None:
+    """Every figure with a decimal in the README's section on speed stands in one of the reports."""
+    section = re.search(r"^## Speed$(.*?)^## ", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert section is not None
+    figures = set(re.findall(r"(?<![\w.-])\d+\.\d+(?![\w.]*\w)", section[1]))
+    reports = list(RESULTS.glob("speed/*/speed.md"))
+    assert all("--quick" not in path.read_text() for path in reports)
+    known = {figure for path in reports for figure in re.findall(r"\d+\.\d+", path.read_text())}
+    assert figures
+    assert figures <= known, sorted(figures - known)
+
+
 def test_the_readme_quotes_the_tables() -> None:
     """Every figure with a decimal in the README's results stands in one of the tables or in a protocol (published)."""
     text = (ROOT / "README.md").read_text()
