@@ -36,8 +36,8 @@ class Protocol:
     """A protocol file with every default filled in.
 
     Attributes:
-        name, version, about: as in the file; the name is the file's, with a ``+`` where the caller changed the preset in
-            anything but precision, which is told beside it.
+        name, version, about: as in the file; the name is the file's, with a ``+`` where the caller changed the preset
+            in anything but precision, which is told beside it.
         run, optimizer, schedule: see :class:`RunOptions`, :class:`~spec.Optimizer`, :class:`~spec.Schedule`.
         encoders: modality -> {"name": ..., options}; modalities not named get their dataset's default.
         datasets, methods: name -> options that this protocol sets.
