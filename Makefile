@@ -13,7 +13,7 @@ bench: $(VENV)/.ready
 
 # Lint, types, tests.
 test: $(VENV)/.ready lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Everything in results/ again, on one CPU core: about two hours; two calls at once share the work.
 # DATA is the folder with mnist/, fsdd/ and cmu_mosi_utterance/.
