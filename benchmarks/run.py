@@ -31,7 +31,7 @@ from balancebench_udi.data.base import Dataset
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.protocol import Protocol, load_protocol
 from balancebench_udi.report.comparison import compare, write
-from balancebench_udi.report.figure import accuracy_against_imbalance
+from balancebench_udi.report.figures.imbalance import accuracy_against_imbalance
 from balancebench_udi.runner import Job, Outcome, estimate, plan, resolve_precision, run_all
 from balancebench_udi.spec import canonical
 from balancebench_udi.store import Store
@@ -201,7 +201,9 @@ def compare_and_write(
     comparison = compare(records, given.select, wanted=wanted, reference=REFERENCE, published=published)
     label = given.name or table_name(given, jobs[0])
     paths = write(comparison, store.root / "tables" / label)
-    paths += accuracy_against_imbalance(comparison, store.root / "figures" / label)
+    paths += accuracy_against_imbalance(comparison).save(
+        store.root / "figures" / label, accuracy_against_imbalance.__name__
+    )
     print(comparison.text())
     print("written: " + ", ".join(_short(path) for path in paths))
 

@@ -16,9 +16,10 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 from balancebench_udi.errors import UserError
-from balancebench_udi.report import figure, rendering
+from balancebench_udi.report import rendering
 from balancebench_udi.report.comparison import compare, write
-from balancebench_udi.report.figure import accuracy_against_imbalance
+from balancebench_udi.report.figures import imbalance, style
+from balancebench_udi.report.figures.imbalance import accuracy_against_imbalance
 
 GOLDEN = Path(__file__).parent / "golden"
 SPEC = {
@@ -354,9 +355,9 @@ def crowded(suffix=""):
 
 def test_figure_files_are_valid_and_always_the_same(tmp_path):
     before = dict(matplotlib.rcParams)
-    first = accuracy_against_imbalance(crowded(), tmp_path / "a")
-    second = accuracy_against_imbalance(crowded(), tmp_path / "b")
-    assert [p.name for p in first] == ["accuracy_against_imbalance.svg", "accuracy_against_imbalance.png"]
+    first = accuracy_against_imbalance(crowded()).save(tmp_path / "a", "place")
+    second = accuracy_against_imbalance(crowded()).save(tmp_path / "b", "place")
+    assert [p.name for p in first] == ["place.svg", "place.png"]
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes()
     assert dict(matplotlib.rcParams) == before
@@ -381,14 +382,15 @@ def clustered():
 
 @pytest.mark.parametrize("comparison", [crowded(), crowded("_of_a_long_name"), clustered()], ids=["", "long", "near"])
 def test_figure_labels_overlap_neither_each_other_nor_points_nor_the_edge(comparison):
-    with matplotlib.rc_context(figure.STYLE):
-        axes = figure._draw(comparison).axes[0]
+    drawing = accuracy_against_imbalance(comparison)
+    with style.styled():
+        axes = drawing.figure.axes[0]
         boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
     assert list(boxes) == list(comparison.table["method"])
     for (a, box), (b, another) in itertools.combinations(boxes.items(), 2):
         assert not box.overlaps(another), f"{a} and {b} overlap"
     places = axes.transData.transform(comparison.table[["imbalance", "accuracy"]].to_numpy() * 100)
-    size = 7 * figure.DPI / 72  # of a marker
+    size = 7 * style.DPI / 72  # of a marker
     marks = [Bbox.from_bounds(x - size / 2, y - size / 2, size, size) for x, y in places]
     for name, box in boxes.items():
         assert not any(box.overlaps(mark) for mark in marks), f"{name} hides a point"
@@ -397,15 +399,15 @@ def test_figure_labels_overlap_neither_each_other_nor_points_nor_the_edge(compar
 
 
 def test_figure_of_one_run_and_of_equal_points(tmp_path):
-    accuracy_against_imbalance(compare([make("joint", 0, 0.5)]), tmp_path)
+    accuracy_against_imbalance(compare([make("joint", 0, 0.5)])).save(tmp_path, "one")
     equal = compare([make(name, 0, 0.5) for name in NAMES])
-    assert all(path.stat().st_size > 1000 for path in accuracy_against_imbalance(equal, tmp_path))
+    assert all(path.stat().st_size > 1000 for path in accuracy_against_imbalance(equal).save(tmp_path, "equal"))
 
 
 def test_pareto_front():
     points = pd.DataFrame(
         {"imbalance": [30, 10, 20, 20, 5, 5], "accuracy": [90, 70, 80, 75, 50, 50]}, index=list("abcdef")
     )
-    assert list(figure._front(points).index) == ["e", "b", "c", "a"]  # d is beaten by c, f is no better than e
+    assert list(imbalance._front(points).index) == ["e", "b", "c", "a"]  # d is beaten by c, f is no better than e
     points.loc["g"] = (1, 95)
-    assert list(figure._front(points).index) == ["g"]
+    assert list(imbalance._front(points).index) == ["g"]

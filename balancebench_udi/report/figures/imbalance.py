@@ -3,66 +3,45 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from balancebench_udi.report.comparison import Comparison
-from balancebench_udi.store import Store
+from balancebench_udi.report.figures.style import COLOURS, DPI, MARKERS, Drawing, canvas, styled
 
-MARKERS = "osD^vPX<>*phd8"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Okabe and Ito: distinguishable by colour-blind readers; the markers and labels do without colour."""
-
-STYLE: dict[Any, Any] = {"svg.hashsalt": "balancebench", "font.family": "DejaVu Sans", "font.size": 9}
-DPI = 150
 RADII = (8, 14, 20, 28, 38, 50, 64, 80, 100)
 """Distances of a name from its point that are tried, in typographical points."""
 
 
-def accuracy_against_imbalance(comparison: Comparison, folder: Path) -> list[Path]:
-    """Draw test accuracy against the imbalance of the Shapley contributions: one labelled point a method.
+def accuracy_against_imbalance(comparison: Comparison) -> Drawing:
+    """Test accuracy against the imbalance of the Shapley contributions: one labelled point a method.
 
     Bars are the standard deviation over seeds; the line is the Pareto front of the means (no method is both more
-    accurate and better balanced than one on it). Equal comparisons give equal bytes.
-
-    Returns:
-        ``accuracy_against_imbalance.svg`` and ``.png`` in ``folder``.
-
-    Raises:
-        UserError: ``folder`` cannot be written.
+    accurate and better balanced than one on it).
     """
-    paths = []
-    with matplotlib.rc_context(STYLE):
-        figure = _draw(comparison)
-        for suffix, unwanted in (("svg", ("Date", "Creator")), ("png", ("Software",))):
-            paths.append(folder / f"accuracy_against_imbalance.{suffix}")
-            Store(folder).replace(
-                paths[-1],
-                lambda handle: figure.savefig(handle, format=suffix, dpi=DPI, metadata=dict.fromkeys(unwanted)),
-            )
-    return paths
+    points = comparison.table.set_index("method")[["accuracy", "accuracy_sd", "imbalance", "imbalance_sd"]] * 100
+    with styled():
+        figure = _draw(comparison, points)
+    told = [f"{name} {point.accuracy:.1f} at {point.imbalance:.1f}" for name, point in points.iterrows()]
+    front = ", ".join(_front(points).index)
+    return Drawing(
+        figure,
+        f"Test accuracy in percent at imbalance in percentage points: {'; '.join(told)}. On the Pareto front: {front}.",
+        f"Accuracy against imbalance, {comparison.title}, read at {comparison.select}; bars: one standard deviation "
+        "over seeds; dashed: Pareto front of the means.",
+    )
 
 
-def _draw(comparison: Comparison) -> Figure:
-    scores = ["accuracy", "accuracy_sd", "imbalance", "imbalance_sd"]
-    points = comparison.table.set_index("method")[scores] * 100
-    figure = Figure(figsize=(6.4, 4.4), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+def _draw(comparison: Comparison, points: pd.DataFrame) -> Figure:
+    figure, (axes,) = canvas(6.4, 4.4)
     figure.suptitle(f"{comparison.title}, {comparison.select}", fontsize=11)
     axes.set_title("bars: ± 1 standard deviation over seeds; dashed: Pareto front", fontsize=8, color="0.35")
     axes.set_xlabel("imbalance of Shapley contributions (percentage points, 0 = balanced)")
     axes.set_ylabel("test accuracy (%)")
-    axes.grid(color="0.92", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.margins(0.14)
 
     for i, (_, point) in enumerate(points.iterrows()):

@@ -1,0 +1,99 @@
+"""What all figures share: colours, markers, sizes, how they are written."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from balancebench_udi.store import Store
+
+MARKERS = "osD^vPX<>*phd8"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+"""Okabe and Ito: distinguishable by colour-blind readers; markers, dashes and labels do without colour."""
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo")
+
+STYLE: dict[Any, Any] = {"svg.hashsalt": "balancebench", "font.family": "DejaVu Sans", "font.size": 9}
+DPI = 150
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A finished figure.
+
+    Attributes:
+        figure: as drawn, not yet written.
+        alt: what it shows, in words, for readers who do not see it: one to three sentences with the main figures.
+        caption: what is plotted, over how many seeds, how it was read.
+    """
+
+    figure: Figure
+    alt: str
+    caption: str
+
+    def svg(self) -> str:
+        """The figure as an ``<svg>`` element, to stand inside a page; equal drawings, equal text."""
+        text = _rendered(self.figure, "svg").decode()
+        return text[text.index("<svg") :]
+
+    def save(self, folder: Path, name: str) -> list[Path]:
+        """Write ``<name>.svg`` and ``<name>.png`` into ``folder``; equal drawings give equal bytes.
+
+        Raises:
+            UserError: ``folder`` cannot be written.
+        """
+        paths = [folder / f"{name}.{suffix}" for suffix in ("svg", "png")]
+        for path in paths:
+            data = _rendered(self.figure, path.suffix[1:])
+            Store(folder).replace(path, lambda handle: handle.write(data))
+        return paths
+
+
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of ``width`` x ``height`` inches with a grid of plain axes, row by row; inside :func:`styled`."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, **grid).ravel().tolist()
+    for one in axes:
+        plain(one)
+    return figure, axes
+
+
+def plain(axes: Axes) -> None:
+    """A light grid behind the data, no box around it."""
+    axes.grid(color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def styled() -> Any:
+    """The context in which figures are drawn and written."""
+    return matplotlib.rc_context(STYLE)
+
+
+def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``{name: {"color", "marker", "linestyle"}}`` by position, for ``axes.plot``: no two alike for 14 names."""
+    return {
+        name: {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": DASHES[i % len(DASHES)],
+        }
+        for i, name in enumerate(names)
+    }
+
+
+def _rendered(figure: Figure, suffix: str) -> bytes:
+    unwanted = {"svg": ("Date", "Creator"), "png": ("Software",)}[suffix]  # they differ from one call to the next
+    handle = io.BytesIO()
+    with styled():
+        figure.savefig(handle, format=suffix, dpi=DPI, metadata=dict.fromkeys(unwanted))
+    return handle.getvalue()
