@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from balancebench_udi.data.loader import Loader
+from balancebench_udi.grads import dot, gradients, norm
 from balancebench_udi.metrics import predictions as metric
-from balancebench_udi.strategy import Strategy, evaluating
+from balancebench_udi.metrics.balance import masked
+from balancebench_udi.metrics.features import cka, fit_probe
+from balancebench_udi.strategy import Output, Strategy, evaluating
+
+TOP = 5
+"""``top5`` is read where there are more classes than this."""
+
+Probes = Mapping[str, Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -19,7 +28,8 @@ class Reading:
     """``scores`` by name, and the class predicted by every read-out, ``{name: [N]}``.
 
     Read-outs: ``fused``; ``share/m`` (additive split of the fused logits); ``alone/m`` (the method's own head);
-    ``masked/a+b`` (the features of all other modalities at zero; ``masked/none``: of all).
+    ``masked/a+b`` (the features of all other modalities at zero; ``masked/none``: of all); ``probe/m`` (a linear
+    classifier fitted to the frozen features of the train split).
     """
 
     scores: dict[str, float]
@@ -27,47 +37,118 @@ class Reading:
 
 
 def evaluate(
-    strategy: Strategy, loader: Loader, split: str, modalities: Sequence[str], subsets: bool = False
+    strategy: Strategy,
+    loader: Loader,
+    split: str,
+    modalities: Sequence[str],
+    subsets: bool = False,
+    probes: Probes | None = None,
 ) -> Reading:
     """Evaluate on ``split`` with the inputs ``modalities``.
 
     Args:
-        subsets: also read out every subset of the modalities and derive Shapley contributions and imbalance.
+        subsets: also read out every subset of the modalities and derive Shapley contributions and imbalance, and
+            compare the features of every pair.
+        probes: m -> classifier of features, see :func:`fit_probes`.
 
     Returns:
-        Accuracies and macro-F1 in [0, 1], the loss in nats.
+        Accuracies, macro-F1, calibration error and alignments in [0, 1], the loss in nats.
     """
     parts: dict[str, list[Tensor]] = {}
-    losses = []
+    logits, features, truth = [], [], []
 
-    def note(name: str, logits: Tensor) -> None:
-        parts.setdefault(name, []).append(logits.argmax(1))
+    def note(name: str, scores: Tensor) -> None:
+        parts.setdefault(name, []).append(scores.argmax(1))
 
     with evaluating(strategy), strategy.model.passes.paused():
         for batch in loader.ordered(split, modalities):
             output = strategy.predict(batch.inputs)
             note("fused", output.logits)
-            losses.append(F.cross_entropy(output.logits, batch.target, reduction="sum"))
-            for m, logits in (strategy.shares(output.features) or {}).items():
-                note(f"share/{m}", logits)
-            for m, logits in output.unimodal.items():
-                note(f"alone/{m}", logits)
+            logits.append(output.logits)
+            for m, z in (strategy.shares(output.features) or {}).items():
+                note(f"share/{m}", z)
+            for m, z in output.unimodal.items():
+                note(f"alone/{m}", z)
+            truth.append({m: _truth(z, batch.target) for m, z in single(strategy, output).items()})
+            for m, probe in (probes or {}).items():
+                note(f"probe/{m}", probe(output.features[m]))
             if subsets:
+                features.append(output.features)
                 for present in metric.coalitions(list(modalities)):
                     seen = {m: f if m in present else torch.zeros_like(f) for m, f in output.features.items()}
-                    note(f"masked/{'+'.join(present) or 'none'}", strategy.fuse(seen))
+                    note(masked(present), strategy.fuse(seen))
 
     predicted = {name: torch.cat(values).cpu() for name, values in parts.items()}
     target = loader.target(split).cpu()
+    fused = torch.cat(logits).float().cpu()
     scores = {
         "accuracy": metric.accuracy(predicted["fused"], target),
         "macro_f1": metric.macro_f1(predicted["fused"], target, strategy.task.classes),
-        "loss": torch.stack(losses).sum().item() / len(target),
+        "loss": F.cross_entropy(fused, target).item(),
+        "ece": metric.calibration_error(fused.softmax(1).amax(1), predicted["fused"] == target),
     }
+    if strategy.task.classes > TOP:
+        scores["top5"] = metric.top_k(fused, target, TOP)
     scores.update({n: metric.accuracy(p, target) for n, p in predicted.items() if n != "fused"})
+    sure = {m: torch.stack([t[m] for t in truth]).sum().item() for m in truth[0]}
+    scores.update({f"discrepancy/{m}": v for m, v in metric.discrepancy(sure).items()})
     if subsets:
-        value = {s: scores[f"masked/{'+'.join(s) or 'none'}"] for s in metric.coalitions(list(modalities))}
+        value = {s: scores[masked(s)] for s in metric.coalitions(list(modalities))}
         contribution = metric.shapley(value, list(modalities))
         scores.update({f"shapley/{m}": v for m, v in contribution.items()})
         scores["imbalance"], scores["imbalance_relative"] = metric.imbalance(contribution)
+        whole = {m: torch.cat([f[m] for f in features]) for m in modalities}
+        for a, b in itertools.combinations(modalities, 2):
+            scores[f"cka/{a}+{b}"] = cka(whole[a], whole[b])
     return Reading(scores, predicted)
+
+
+def fit_probes(strategy: Strategy, loader: Loader, modalities: Sequence[str]) -> Probes:
+    """A linear classifier on every encoder as it stands, fitted to the train split without augmentation."""
+    parts: dict[str, list[Tensor]] = {m: [] for m in modalities}
+    with evaluating(strategy), strategy.model.passes.paused():
+        for batch in loader.ordered("train", modalities):
+            for m, f in strategy.model.encode(batch.inputs).items():
+                parts[m].append(f)
+    target = loader.target("train")
+    return {m: fit_probe(torch.cat(found), target, strategy.task.classes) for m, found in parts.items()}
+
+
+def compare_gradients(strategy: Strategy, loader: Loader, modalities: Sequence[str], samples: int) -> dict[str, float]:
+    """How the fused loss and a modality's own loss pull at its encoder, on evenly spaced training samples.
+
+    With ``g`` the gradient of the cross-entropy of the fused logits and ``g_m`` that of the logits of m (its own head,
+    else its share), both with respect to all parameters of encoder m in eval mode: ``norm_ratio/m = ||g|| / ||g_m||``
+    and ``cosine/m = <g, g_m> / (||g|| ||g_m||)``. Modalities whose encoder is frozen, that have no logits of their own,
+    or of which a gradient vanishes are left out; with a single modality there is nothing to compare. Moves nothing.
+    """
+    if len(modalities) < 2:
+        return {}
+    every = max(1, loader.size("train") // samples)
+    index = torch.arange(0, loader.size("train"), every)[:samples]
+    found: dict[str, float] = {}
+    with evaluating(strategy), strategy.model.passes.paused(), torch.enable_grad():
+        (batch,) = loader.ordered("train", modalities, index, len(index))
+        output = strategy.predict(batch.inputs)
+        fused = F.cross_entropy(output.logits, batch.target)
+        for m, z in single(strategy, output).items():
+            moved = [p for p in strategy.model.encoders[m].parameters() if p.requires_grad]
+            if not moved:
+                continue
+            whole = gradients(fused, moved, retain_graph=True)
+            own = gradients(F.cross_entropy(z, batch.target), moved, retain_graph=True)
+            sizes = norm(whole), norm(own)
+            if all(size > 0 for size in sizes):
+                found[f"norm_ratio/{m}"] = (sizes[0] / sizes[1]).item()
+                found[f"cosine/{m}"] = (dot(whole, own) / (sizes[0] * sizes[1])).item()
+    return found
+
+
+def single(strategy: Strategy, output: Output) -> Mapping[str, Tensor]:
+    """``{m: [B, C]}`` logits of each modality: of the method's own heads, else its shares, else none."""
+    return output.unimodal or strategy.shares(output.features) or {}
+
+
+def _truth(logits: Tensor, target: Tensor) -> Tensor:
+    """Sum over the batch of the probability of the true class, a scalar."""
+    return logits.softmax(1).gather(1, target[:, None]).sum()

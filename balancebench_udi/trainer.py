@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from balancebench_udi.data.base import Bundle
 from balancebench_udi.data.loader import Loader
 from balancebench_udi.errors import RunFailed, UserError
-from balancebench_udi.evaluation import evaluate
+from balancebench_udi.evaluation import compare_gradients, evaluate, fit_probes
 from balancebench_udi.metrics.predictions import pack
 from balancebench_udi.nets.model import build_model
 from balancebench_udi.seeding import derive
@@ -29,6 +29,9 @@ from balancebench_udi.strategy import Phase, Strategy, Task
 
 Tick = Callable[[str, int], None]
 """``tick(phase name, training steps done)``: called after every epoch, for the progress bar."""
+
+Watch = Callable[[Mapping[str, Any]], None]
+"""``watch(entry)``: called with every entry of the curves, also with those of a phase that was reused or resumed."""
 
 READINGS = ("last", "best_val", "best_test")
 
@@ -71,6 +74,7 @@ class Trainer:
         store: where checkpoints and shared phases live; None keeps nothing.
         checkpoint_every: least seconds between two checkpoints; 0 writes one after every epoch.
         tick: progress callback.
+        watch: gets the curves as they grow.
     """
 
     def __init__(
@@ -83,11 +87,13 @@ class Trainer:
         store: Store | None = None,
         checkpoint_every: float = 20.0,
         tick: Tick = lambda phase, steps: None,
+        watch: Watch = lambda entry: None,
     ) -> None:
         self.spec = spec
         self.store = store
         self.checkpoint_every = checkpoint_every
         self.tick = tick
+        self.watch = watch
         self.device = device
         shapes = {m: modality.shape for m, modality in bundle.modalities.items()}
         autocast = {"fp32": None, "bf16": torch.bfloat16}[spec.precision]
@@ -205,7 +211,9 @@ class Trainer:
         scores = {split: evaluate(self.strategy, self.loader, split, seen).scores for split in splits}
         if phase.shared is not None:  # another method would split the same logits differently, or not at all
             scores = {s: {n: v for n, v in found.items() if not n.startswith("share/")} for s, found in scores.items()}
-        progress.curves.append({"phase": phase.name, "epoch": epoch, "lr": lr, "train": train, **scores})
+        pull = compare_gradients(self.strategy, self.loader, seen, self.spec.batch_size)
+        entry = {"phase": phase.name, "epoch": epoch, "lr": lr, "train": train, **scores}
+        self._note([{**entry, "gradients": pull} if pull else entry])
         tensors: dict[str, Tensor] | None = None
         for reading, split in (("best_val", "val"), ("best_test", "test")):
             if split not in scores:
@@ -216,6 +224,11 @@ class Trainer:
                 tensors = tensors or self._snapshot(phase)
                 progress.snapshots[-1][reading] = {"epoch": epoch, "tensors": tensors}
         progress.costs[-1]["evaluation_seconds"] += time.perf_counter() - started
+
+    def _note(self, entries: Iterable[dict[str, Any]]) -> None:
+        for entry in entries:
+            self.progress.curves.append(entry)
+            self.watch(entry)
 
     def _close(self, phase: Phase) -> None:
         """The phase is trained: keep its last weights, put the kept ones in place, share them, go on."""
@@ -256,7 +269,7 @@ class Trainer:
             return False
         self.progress.snapshots.append(stage["snapshots"])
         self.progress.costs.append({**stage["cost"], "phase": phase.name, "reused_from": stage["from"]})
-        self.progress.curves += [{**c, "phase": phase.name} for c in stage["curves"]]
+        self._note({**c, "phase": phase.name} for c in stage["curves"])
         self.tick(phase.name, phase.epochs * self.task.steps_per_epoch)
         self._enter(phase)
         return True
@@ -284,6 +297,8 @@ class Trainer:
             path.unlink(missing_ok=True)
             return None
         self.progress = Progress(**state["progress"])
+        for entry in self.progress.curves:
+            self.watch(entry)
         self.strategy.load_state_dict(state["strategy"])
         self.task.generator.set_state(state["generator"])
         self.tick("resumed", len(self.progress.curves) * self.task.steps_per_epoch)
@@ -352,8 +367,11 @@ class Trainer:
             done[epochs] = reading
             for snapshot in self.progress.snapshots:
                 load_tensors(self.strategy, snapshot[reading]["tensors"])
-            val = evaluate(self.strategy, self.loader, "val", self.task.modalities, subsets=True)
-            test = evaluate(self.strategy, self.loader, "test", self.task.modalities, subsets=True)
+            probes = fit_probes(self.strategy, self.loader, self.task.modalities)
+            val, test = (
+                evaluate(self.strategy, self.loader, split, self.task.modalities, subsets=True, probes=probes)
+                for split in ("val", "test")
+            )
             if not all(math.isfinite(v) for v in (*val.scores.values(), *test.scores.values())):
                 raise RunFailed(
                     f"scores must be finite, found {test.scores} in reading {reading} of {self.spec.method}, "

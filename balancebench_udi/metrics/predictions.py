@@ -1,4 +1,4 @@
-"""Metrics of predictions: accuracy, macro-F1, Shapley contributions, imbalance. Plain functions on tensors."""
+"""Metrics of predictions: accuracy, macro-F1, calibration, Shapley contributions, imbalance. Functions on tensors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,24 +27,60 @@ def macro_f1(prediction: Tensor, target: Tensor, classes: int) -> float:
     return (2 * hit / (said + true).clamp(min=1)).mean().item()
 
 
+def top_k(logits: Tensor, target: Tensor, k: int) -> float:
+    """Share of samples whose class is among the k highest logits, in [0, 1]. ``[N, C]`` with C >= k, and ``[N]``."""
+    return (logits.topk(k, 1).indices == target[:, None]).any(1).double().mean().item()
+
+
+def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
+    """Expected calibration error, in [0, 1]: the mean gap between confidence and accuracy, over bins of confidence.
+
+    ``sum_b N_b / N |accuracy_b - confidence_b|`` over ``bins`` intervals of equal width, closed on the right. Guo et
+    al., ICML 2017, https://arxiv.org/abs/1706.04599, where 15 bins come from.
+
+    Args:
+        confidence: ``[N]`` probability of the predicted class.
+        correct: ``[N]`` whether it was right.
+    """
+    place = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1
+    gap = torch.zeros(bins, dtype=torch.float64, device=place.device)
+    gap.index_add_(0, place, correct.double() - confidence.double())
+    return gap.abs().sum().item() / len(place)
+
+
+def discrepancy(truth: Mapping[str, float]) -> dict[str, float]:
+    """OGM's discrepancy ratio: how sure a modality is of the true class, over how sure the others are on average.
+
+    ``rho_m = s_m / mean of s_k, k != m``, with ``s_m`` the sum over samples of m's probability of the true class; 1 is
+    balanced, and for two modalities ``rho_a rho_b = 1``. Peng et al., CVPR 2022, Eq. 7, https://arxiv.org/abs/2203.15332;
+    the mean over the others is our extension to more than two. Empty for a single modality.
+    """
+    found = {}
+    for m, own in truth.items():
+        others = [s for k, s in truth.items() if k != m]
+        if others and sum(others) > 0:
+            found[m] = own * len(others) / sum(others)
+    return found
+
+
 def coalitions(modalities: Sequence[str]) -> list[tuple[str, ...]]:
     """Every subset of the modalities, the empty one first, each in the given order."""
     return [s for size in range(len(modalities) + 1) for s in itertools.combinations(modalities, size)]
 
 
-def shapley(value: Mapping[tuple[str, ...], float], modalities: Sequence[str]) -> dict[str, float]:
+def shapley(value: Mapping[tuple[str, ...], Any], modalities: Sequence[str]) -> dict[str, Any]:
     """Shapley value of every modality for the set function ``value`` over :func:`coalitions`.
 
     ``phi_m = sum over S without m of |S|! (M - |S| - 1)! / M! * (v(S + m) - v(S))``; the sum over m is
-    ``v(all) - v(nothing)``.
+    ``v(all) - v(nothing)``. Values may be numbers or tensors, one entry a sample.
     """
     total = len(modalities)
-    result = dict.fromkeys(modalities, 0.0)
+    result: dict[str, Any] = dict.fromkeys(modalities, 0.0)
     for m in modalities:
         for s in coalitions([k for k in modalities if k != m]):
             weight = math.factorial(len(s)) * math.factorial(total - len(s) - 1) / math.factorial(total)
             joined = tuple(k for k in modalities if k in s or k == m)
-            result[m] += weight * (value[joined] - value[s])
+            result[m] = result[m] + weight * (value[joined] - value[s])
     return result
 
 

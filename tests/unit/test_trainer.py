@@ -346,7 +346,7 @@ def scripted(monkeypatch, **scores):
     """Evaluation after each epoch gives the scripted accuracies; the one at the end stays real."""
     calls = dict.fromkeys(scores, 0)
 
-    def fake(strategy, loader, split, modalities, subsets=False):
+    def fake(strategy, loader, split, modalities, subsets=False, probes=None):
         if subsets:
             return evaluate(strategy, loader, split, modalities, subsets)
         calls[split] += 1
@@ -463,6 +463,7 @@ def test_the_result_is_json_and_complete(bundle):
     assert result["modalities"] == ["audio", "visual"]
     names = {"fused", "share/audio", "share/visual", "alone/audio", "alone/visual"}
     names |= {"masked/none", "masked/audio", "masked/visual", "masked/audio+visual"}
+    names |= {"probe/audio", "probe/visual"}
     assert set(result["readings"]["last"]["predictions"]) == names
 
 

@@ -1,0 +1,80 @@
+"""How a model uses its modalities, derived from the scores and the predictions that every record keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from balancebench_udi.metrics.predictions import coalitions, shapley
+
+
+def masked(present: Sequence[str]) -> str:
+    """The name of the read-out in which only the modalities ``present`` are left: ``masked/a+b``, ``masked/none``."""
+    return f"masked/{'+'.join(present) or 'none'}"
+
+
+def utilisation(scores: Mapping[str, float], modalities: Sequence[str]) -> dict[str, float]:
+    """Conditional utilisation rate: what a modality adds to all the others, as a share of the accuracy of all.
+
+    ``u(m | rest) = (A(all) - A(rest)) / A(all)``, at most 1; negative where the model is better off without m; 0 where
+    nothing is right. A(S) is the accuracy with the features outside of S at zero. Wu et al., *Characterizing and
+    overcoming the greedy nature of learning in multi-modal deep neural networks*, ICML 2022,
+    https://arxiv.org/abs/2202.05306; they evaluate the rest by swapping in averaged features, we by zeros.
+
+    Args:
+        scores: of one split, with ``masked/...`` for every subset.
+    """
+    whole = scores[masked(modalities)]
+    rest = {m: scores[masked([k for k in modalities if k != m])] for m in modalities}
+    return {m: (whole - left) / whole if whole > 0 else 0.0 for m, left in rest.items()}
+
+
+def complementarity(predictions: Mapping[str, Tensor], target: Tensor, modalities: Sequence[str]) -> dict[str, float]:
+    """Which modality knew: shares of the samples, in [0, 1], which sum to 1.
+
+    ``only/m``: m alone is right among the single modalities, and so is the fusion; ``several``: two or more are, and
+    the fusion; ``fusion_only``: the fusion is right though no single modality is; ``lost``: some modality is right and
+    the fusion is not; ``none``: nobody is. A single modality is read by its own head (``alone``), by its share of the
+    fused logits where there is none, else with the others masked.
+
+    Args:
+        predictions: read-out -> classes ``[N]``.
+        target: ``[N]``.
+    """
+    right = torch.stack([_single(predictions, m) == target for m in modalities])
+    fused = predictions["fused"] == target
+    count = right.sum(0)
+    cases = {f"only/{m}": (count == 1) & right[i] & fused for i, m in enumerate(modalities)}
+    cases |= {
+        "several": (count > 1) & fused,
+        "fusion_only": (count == 0) & fused,
+        "lost": (count > 0) & ~fused,
+        "none": (count == 0) & ~fused,
+    }
+    return {name: found.double().mean().item() for name, found in cases.items()}
+
+
+def sample_shapley(predictions: Mapping[str, Tensor], target: Tensor, modalities: Sequence[str]) -> dict[str, Tensor]:
+    """``{m: [N]}`` Shapley contributions to whether a sample is right, float64 in [-1, 1].
+
+    Their mean over the samples is ``shapley/m`` of the scores; their sum over the modalities is 1, 0 or -1: right with
+    all of them and wrong with none, no difference, or the reverse.
+    """
+    value = {s: (predictions[masked(s)] == target).double() for s in coalitions(modalities)}
+    return shapley(value, modalities)
+
+
+def probe_gap(alone: Mapping[str, float], scores: Mapping[str, float], modalities: Sequence[str]) -> dict[str, float]:
+    """What joint training cost each modality: its accuracy trained alone minus what a probe reads in its encoder here.
+
+    Args:
+        alone: m -> accuracy of the same encoder trained alone under the same protocol.
+        scores: of one split, with ``probe/m``; modalities without either are left out.
+    """
+    return {m: alone[m] - scores[f"probe/{m}"] for m in modalities if m in alone and f"probe/{m}" in scores}
+
+
+def _single(predictions: Mapping[str, Tensor], m: str) -> Tensor:
+    return next(predictions[name] for name in (f"alone/{m}", f"share/{m}", masked([m])) if name in predictions)
