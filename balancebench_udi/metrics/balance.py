@@ -78,3 +78,23 @@ def probe_gap(alone: Mapping[str, float], scores: Mapping[str, float], modalitie
 
 def _single(predictions: Mapping[str, Tensor], m: str) -> Tensor:
     return next(predictions[name] for name in (f"alone/{m}", f"share/{m}", masked([m])) if name in predictions)
+
+
+def bayes_distance(
+    scores: Mapping[str, float], bayes: Mapping[str, float], modalities: Sequence[str]
+) -> dict[str, float]:
+    """How far a model stays below the best accuracy that its inputs allow, where that is known; in [-1, 1].
+
+    ``fused``: of all modalities; ``m``: of what a probe reads in encoder m, or of m's own head where there is no probe.
+    On a finite test split a good model may come out a little above, and so below 0 here.
+
+    Args:
+        scores: of the test split.
+        bayes: ``a+b`` -> accuracy of the best classifier that sees the modalities a and b.
+    """
+    found = {"fused": bayes["+".join(modalities)] - scores["accuracy"]}
+    for m in modalities:
+        own = next((scores[name] for name in (f"probe/{m}", f"alone/{m}") if name in scores), None)
+        if own is not None:
+            found[m] = bayes[m] - own
+    return found

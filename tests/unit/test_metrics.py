@@ -6,9 +6,20 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
 
-from balancebench_udi.metrics.predictions import accuracy, coalitions, imbalance, macro_f1, pack, shapley, unpack
+from balancebench_udi.metrics.predictions import (
+    accuracy,
+    calibration_error,
+    coalitions,
+    discrepancy,
+    imbalance,
+    macro_f1,
+    pack,
+    shapley,
+    top_k,
+    unpack,
+)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -121,3 +132,46 @@ def test_predictions_survive_packing(seed):
 def test_predictions_packed_long_ago_can_be_read_and_are_small():
     assert unpack("eNpjYGBkYGL4/x8AAxMCAg==").tolist() == [0, 1, 2, 65535]
     assert len(pack(torch.zeros(10_000, dtype=torch.int64))) < 100
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_top_k_equals_scikit_learn(seed, k):
+    rng = np.random.default_rng(seed)
+    logits, target = rng.normal(size=(40, 7)), rng.integers(0, 7, 40)
+    expected = top_k_accuracy_score(target, logits, k=k, labels=range(7))
+    assert top_k(torch.from_numpy(logits), torch.from_numpy(target), k) == pytest.approx(expected, abs=1e-12)
+
+
+def by_bins(confidence, correct, bins):
+    """Bin by bin: intervals closed on the right, the first one on the left as well."""
+    total = 0.0
+    for b in range(bins):
+        low, high = b / bins, (b + 1) / bins
+        inside = (confidence > low) & (confidence <= high) if b else confidence <= high
+        if inside.any():
+            total += inside.sum() * abs(correct[inside].mean() - confidence[inside].mean())
+    return total / len(confidence)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_calibration_error_equals_a_loop_over_bins(seed, bins):
+    rng = np.random.default_rng(seed)
+    confidence = rng.random(200)
+    correct = (rng.random(200) < confidence**2).astype(float)
+    found = calibration_error(torch.from_numpy(confidence), torch.from_numpy(correct), bins)
+    assert found == pytest.approx(by_bins(confidence, correct, bins), abs=1e-9)
+
+
+def test_calibration_error_is_zero_where_confidence_is_right_and_one_where_it_is_surely_wrong():
+    assert calibration_error(torch.full((4,), 0.75), torch.tensor([1, 1, 1, 0])) == pytest.approx(0)
+    assert calibration_error(torch.ones(3), torch.zeros(3)) == 1
+    assert calibration_error(torch.tensor([0.5, 1.0]), torch.tensor([1, 0])) == pytest.approx(0.75)
+
+
+def test_discrepancy():
+    assert discrepancy({"a": 6.0, "b": 2.0}) == {"a": 3.0, "b": pytest.approx(1 / 3)}
+    assert discrepancy({"a": 6.0, "b": 2.0, "c": 1.0}) == {"a": 4.0, "b": pytest.approx(4 / 7), "c": 0.25}
+    assert discrepancy({"a": 6.0}) == {}
+    assert discrepancy({"a": 1.0, "b": 0.0}) == {"b": 0.0}

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from balancebench_udi import trainer as trainer_module
 from balancebench_udi.branches import BranchStrategy
 from balancebench_udi.errors import RunFailed, UserError
-from balancebench_udi.evaluation import Reading, evaluate
-from balancebench_udi.metrics.predictions import accuracy, unpack
+from balancebench_udi.evaluation import Reading, compare_gradients, evaluate
+from balancebench_udi.metrics.features import cka, fit_probe
+from balancebench_udi.metrics.predictions import accuracy, calibration_error, unpack
 from balancebench_udi.spec import Schedule
 from balancebench_udi.store import Store
 from balancebench_udi.strategy import Output, Phase, Strategy, View
@@ -604,6 +605,88 @@ def test_evaluation_leaves_no_trace(images):
     assert strategy.model.passes.forward == {"audio": 0, "visual": 0}
     assert strategy.model.passes.counting
     assert all(p.grad is None for p in strategy.parameters())
+
+
+def test_calibration_top_5_and_discrepancy_are_those_of_the_logits():
+    bundle = tiny_bundle(classes=7)
+    trainer = make_trainer(bundle, "uniform", epochs=2)
+    trainer.run()
+    found = evaluate(trainer.strategy, trainer.loader, "test", ["audio", "visual"]).scores
+    trainer.strategy.eval()
+    with torch.no_grad():
+        output = trainer.strategy.predict(bundle.test.inputs)
+    p, y = output.logits.softmax(1), bundle.test.target
+    assert found["ece"] == pytest.approx(calibration_error(p.amax(1), p.argmax(1) == y), abs=1e-6)
+    assert found["top5"] == sum(int(t in row.argsort(descending=True)[:5]) for t, row in zip(y, p, strict=True)) / 40
+    sure = {m: z.softmax(1)[torch.arange(40), y].sum().item() for m, z in output.unimodal.items()}
+    assert found["discrepancy/audio"] == pytest.approx(sure["audio"] / sure["visual"], rel=1e-4)
+    few = make_trainer(tiny_bundle(), Plain)
+    assert "top5" not in evaluate(few.strategy, few.loader, "test", ["audio", "visual"]).scores
+
+
+def test_the_probe_reads_the_encoder_and_not_the_head(bundle):
+    trainer = make_trainer(bundle, Plain, epochs=8)
+    result = trainer.run()["result"]["readings"]["best_val"]  # whose weights the strategy is left with
+    for split, count in (("val", 32), ("test", 40)):
+        x = {s: trainer.loader.bundle.split(s) for s in ("train", split)}
+        model = trainer.strategy.model.eval()
+        with torch.no_grad():
+            f = {s: model.encode(x[s].inputs)["audio"] for s in x}
+        right = fit_probe(f["train"], x["train"].target, 3)(f[split]).argmax(1) == x[split].target
+        assert result[split]["probe/audio"] == pytest.approx(right.double().mean().item(), abs=1.5 / count)
+    told = unpack(result["predictions"]["probe/audio"])
+    assert accuracy(told, bundle.test.target) == result["test"]["probe/audio"]
+    assert result["test"]["cka/audio+visual"] == pytest.approx(
+        cka(*(model.encode(bundle.test.inputs)[m].detach() for m in ("audio", "visual"))), abs=1e-6
+    )
+
+
+def test_gradients_are_compared_as_plain_autograd_does(bundle):
+    trainer = make_trainer(bundle, "uniform", epochs=1)
+    strategy = trainer.strategy
+    before, stream = state_digest(strategy), torch.get_rng_state()
+    found = compare_gradients(strategy, trainer.loader, ["audio", "visual"], 32)
+    assert state_digest(strategy) == before
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert strategy.model.passes.forward == {"audio": 0, "visual": 0}
+    assert all(p.grad is None for p in strategy.parameters())
+    rows = torch.arange(0, 96, 3)
+    strategy.eval()
+    output = strategy.predict({m: x[rows] for m, x in bundle.train.inputs.items()})
+    y = bundle.train.target[rows]
+    for m in ("audio", "visual"):
+        flat = []
+        for z in (output.logits, strategy.heads[m](output.features[m])):
+            strategy.zero_grad()
+            F.cross_entropy(z, y).backward(retain_graph=True)
+            flat.append(torch.cat([p.grad.flatten().clone() for p in strategy.model.encoders[m].parameters()]))
+        assert found[f"norm_ratio/{m}"] == pytest.approx((flat[0].norm() / flat[1].norm()).item(), rel=1e-4)
+        assert found[f"cosine/{m}"] == pytest.approx(torch.cosine_similarity(*flat, dim=0).item(), abs=1e-4)
+
+
+def test_gradients_are_compared_where_there_is_something_to_compare(bundle):
+    trainer = make_trainer(bundle, Plain, epochs=2)
+    assert compare_gradients(trainer.strategy, trainer.loader, ["audio"], 8) == {}
+    trainer.strategy.model.encoders["audio"].requires_grad_(False)
+    found = compare_gradients(trainer.strategy, trainer.loader, ["audio", "visual"], 8)
+    assert set(found) == {"norm_ratio/visual", "cosine/visual"}
+    gated, _ = train(bundle, Plain, epochs=2, fusion="gated")
+    assert all("gradients" not in entry for entry in gated["curves"])  # no logits of a modality's own
+    joint, _ = train(bundle, Plain, epochs=2)
+    assert all(set(entry["gradients"]) >= found.keys() for entry in joint["curves"])
+    alone, _ = train(bundle, "ensemble", epochs=2)
+    assert all("gradients" not in entry for entry in alone["curves"])
+
+
+def test_whoever_watches_sees_every_entry_of_the_curves(bundle, tmp_path):
+    seen = []
+    trainer = make_trainer(bundle, "ensemble", store=tmp_path, epochs=2)
+    trainer.watch = seen.append
+    assert trainer.run()["result"]["curves"] == seen
+    again = []
+    trainer = make_trainer(bundle, "ensemble", store=tmp_path, epochs=2)  # takes the phases of the first one
+    trainer.watch = again.append
+    assert trainer.run()["result"]["curves"] == again == seen
 
 
 def test_the_masked_read_out_zeroes_the_other_features(bundle):
