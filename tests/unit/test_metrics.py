@@ -168,6 +168,8 @@ def test_calibration_error_is_zero_where_confidence_is_right_and_one_where_it_is
     assert calibration_error(torch.full((4,), 0.75), torch.tensor([1, 1, 1, 0])) == pytest.approx(0)
     assert calibration_error(torch.ones(3), torch.zeros(3)) == 1
     assert calibration_error(torch.tensor([0.5, 1.0]), torch.tensor([1, 0])) == pytest.approx(0.75)
+    assert calibration_error(torch.tensor([0.1, 0.3]), torch.tensor([1, 0]), 5) == pytest.approx(0.6)  # two bins
+    assert calibration_error(torch.tensor([0.25, 0.35]), torch.tensor([1, 0]), 5) == pytest.approx(0.2)  # one
 
 
 def test_discrepancy():

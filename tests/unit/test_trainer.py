@@ -641,8 +641,11 @@ def test_the_probe_reads_the_encoder_and_not_the_head(bundle):
     )
 
 
-def test_gradients_are_compared_as_plain_autograd_does(bundle):
+@pytest.mark.parametrize("kind", ["vector", "image"])
+def test_gradients_are_compared_as_plain_autograd_does(kind):
+    bundle = tiny_bundle(kind=kind)
     trainer = make_trainer(bundle, "uniform", epochs=1)
+    trainer.strategy.train()
     strategy = trainer.strategy
     before, stream = state_digest(strategy), torch.get_rng_state()
     found = compare_gradients(strategy, trainer.loader, ["audio", "visual"], 32)
@@ -684,9 +687,16 @@ def test_whoever_watches_sees_every_entry_of_the_curves(bundle, tmp_path):
     trainer.watch = seen.append
     assert trainer.run()["result"]["curves"] == seen
     again = []
+    trainer.store.checkpoint_path(trainer.spec).unlink()
     trainer = make_trainer(bundle, "ensemble", store=tmp_path, epochs=2)  # takes the phases of the first one
     trainer.watch = again.append
     assert trainer.run()["result"]["curves"] == again == seen
+    assert all(cost["reused_from"] for cost in trainer.progress.costs)
+    resumed = []
+    trainer.store.stage_path(trainer.spec.stage_key("alone/visual")).unlink()
+    trainer = make_trainer(bundle, "ensemble", store=tmp_path, epochs=2)
+    trainer.watch = resumed.append
+    assert trainer.run()["result"]["curves"] == resumed == seen
 
 
 def test_the_masked_read_out_zeroes_the_other_features(bundle):
