@@ -32,9 +32,9 @@ from balancebench_udi.nets.encoders import build_encoder, encoder_options
 from balancebench_udi.nets.fusion import check_fusion
 from balancebench_udi.protocol import Protocol
 from balancebench_udi.spec import RunSpec, canonical
-from balancebench_udi.store import Store, read_record
+from balancebench_udi.store import Store
 from balancebench_udi.strategy import Strategy
-from balancebench_udi.trainer import Trainer
+from balancebench_udi.trainer import Trainer, Watch
 
 FORMAT = 1
 """Version of the record format."""
@@ -173,8 +173,7 @@ def estimate(jobs: Sequence[Job], store: Store, device: torch.device) -> float:
         return 0.0
     wanted = jobs[0].spec.as_dict()
     paces: dict[str, list[float]] = {}
-    for path in (store.root / "records" / jobs[0].spec.dataset).glob("*/*.json"):
-        record = read_record(path)
+    for record in store.records(jobs[0].spec.dataset):
         alike = all(record["spec"][part] == wanted[part] for part in ("fingerprint", "encoders", "precision"))
         phases = [p for p in record["cost"]["phases"] if p["reused_from"] is None]
         if alike and phases and record["machine"]["device_type"] == device.type:
@@ -206,6 +205,7 @@ def run_all(
     checkpoint_every: float = 20.0,
     say: Callable[[str], None] = tqdm.write,
     bar: Bar | None = None,
+    watch: Callable[[RunSpec], Watch] | None = None,
 ) -> Outcome:
     """Train every job that has no record. Runs that another process holds are left to it.
 
@@ -215,17 +215,15 @@ def run_all(
         checkpoint_every: least seconds between two checkpoints of a run.
         say: prints a line.
         bar: counts training steps; None draws one.
+        watch: called with the specification of a run when it starts; what it returns gets the curves as they grow.
 
     Raises:
         UserError: results cannot be written; what is finished is kept.
     """
     outcome = Outcome()
-    missing = []
+    missing: list[Job] = []
     for job in jobs:
-        if store.load(job.spec) is None:
-            missing.append(job)
-        else:
-            outcome.done.append(job)
+        (outcome.done if store.done(job.spec) else missing).append(job)
     if missing:
         store.prepare()  # before the bar is drawn
         _commit()  # of the code that runs, whatever happens to the files meanwhile
@@ -237,8 +235,8 @@ def run_all(
                     outcome.elsewhere.append(job)
                     bar.total -= job.steps
                     continue
-                if store.load(job.spec) is None:  # another process may have finished it since the plan was made
-                    error = _run(job, store, device, checkpoint_every, bar)
+                if not store.done(job.spec):  # another process may have finished it since the plan was made
+                    error = _run(job, store, device, checkpoint_every, bar, watch)
                     if error is not None:
                         outcome.failed.append((job, error))
                         say(f"failed: {job.spec.method} seed {job.spec.seed}: {error}")
@@ -253,7 +251,14 @@ def step_bar(missing: Sequence[Job]) -> tqdm:
     return tqdm(total=sum(j.steps for j in missing), unit="step", smoothing=0.05, mininterval=pace)
 
 
-def _run(job: Job, store: Store, device: torch.device, checkpoint_every: float, bar: Bar) -> str | None:
+def _run(
+    job: Job,
+    store: Store,
+    device: torch.device,
+    checkpoint_every: float,
+    bar: Bar,
+    watch: Callable[[RunSpec], Watch] | None,
+) -> str | None:
     """Train one job and write its record; returns what went wrong, if anything did."""
     started, before = time.perf_counter(), bar.n
 
@@ -264,7 +269,8 @@ def _run(job: Job, store: Store, device: torch.device, checkpoint_every: float, 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
-        trainer = Trainer(job.spec, job.bundle, job.method, job.options, device, store, checkpoint_every, tick)
+        look: Watch = watch(job.spec) if watch is not None else lambda entry: None
+        trainer = Trainer(job.spec, job.bundle, job.method, job.options, device, store, checkpoint_every, tick, look)
         made = trainer.run()
     except UserError:
         raise
@@ -273,6 +279,9 @@ def _run(job: Job, store: Store, device: torch.device, checkpoint_every: float, 
         bar.update(before + job.steps - bar.n)
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (traceback in {path})"
     bar.update(before + job.steps - bar.n)
+    if store.weights:
+        kept = trainer.weights()
+        store.replace(store.weights_path(job.spec), lambda handle: torch.save(kept, handle))
     cost = {**made["cost"], **_compute(job, made["result"]["passes"])}
     cost["wall_seconds"] = time.perf_counter() - started
     cost["peak_memory_bytes"] = (
@@ -338,8 +347,12 @@ def _cpu_name() -> str:
 
 @functools.cache
 def _commit() -> str | None:
-    """The commit of this checkout when first asked, ``+`` where tracked files differ from it; None outside one."""
+    """The commit of this checkout when first asked, ``+`` where tracked code differs from it; None outside one.
+
+    Protocols do not count: their content is in the spec.
+    """
     here = Path(__file__).resolve().parent
+    code = (".", "../baselines", "../registry.py", "../benchmarks/*.py")
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True)
@@ -348,7 +361,7 @@ def _commit() -> str | None:
     try:
         if not git("ls-files", Path(__file__).name):
             return None
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(here), str(here.parent / "baselines"))
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
         return git("rev-parse", "HEAD")[:12] + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None

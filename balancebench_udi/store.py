@@ -6,6 +6,7 @@ Layout below the results folder::
     failures/<key>.txt                       the traceback of a run that broke
     claims/<key>.lock                        held by the process that works on it
     checkpoints/<key>.pt                     where an interrupted run goes on
+    weights/<key>.pt                         trained networks, where they were asked for
     stages/<stage key>.pt                    finished phases that several methods share
 """
 
@@ -14,12 +15,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import glob
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import orjson
 
 from balancebench_udi.errors import UserError
 from balancebench_udi.spec import RunSpec
@@ -35,16 +39,20 @@ REQUIRED = [f.name for f in dataclasses.fields(RunSpec) if f.default is dataclas
 
 
 class Store:
-    """The results folder ``root``."""
+    """The results folder ``root``; with ``weights`` a run is only done when its trained networks are kept, too."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, weights: bool = False) -> None:
         self.root = root
+        self.weights = weights
 
     def record_path(self, spec: RunSpec) -> Path:
         return self.root / "records" / spec.dataset / spec.method / f"{spec.key}.json"
 
     def checkpoint_path(self, spec: RunSpec) -> Path:
         return self.root / "checkpoints" / f"{spec.key}.pt"
+
+    def weights_path(self, spec: RunSpec) -> Path:
+        return self.root / "weights" / f"{spec.key}.pt"
 
     def failure_path(self, spec: RunSpec) -> Path:
         return self.root / "failures" / f"{spec.key}.txt"
@@ -66,10 +74,26 @@ class Store:
             raise UserError(f"{path} must hold the record {spec.key}, found {record['key']}: delete it to train again")
         return record
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """Every record, in the order of the paths."""
-        for path in sorted((self.root / "records").glob("*/*/*.json")):
-            yield read_record(path)
+    def done(self, spec: RunSpec) -> bool:
+        """Whether nothing is left to do for ``spec``.
+
+        Raises:
+            UserError: a file that is not a record of this run.
+        """
+        return self.load(spec) is not None and (not self.weights or self.weights_path(spec).exists())
+
+    def record_paths(self, dataset: str | None = None, method: str | None = None) -> list[Path]:
+        """The files of the records, sorted; of one dataset and of one method where they are named."""
+        folders = [glob.escape(name) if name is not None else "*" for name in (dataset, method)]
+        return sorted((self.root / "records").glob("/".join([*folders, "*.json"])))
+
+    def records(self, dataset: str | None = None, method: str | None = None) -> Iterator[dict[str, Any]]:
+        """The records in :meth:`record_paths`, in that order, each read when it is asked for.
+
+        Raises:
+            UserError: a file that is not a record.
+        """
+        return map(read_record, self.record_paths(dataset, method))
 
     def write(self, spec: RunSpec, record: dict[str, Any]) -> Path:
         """Write ``record`` once: a file that is there already stays as it is."""
@@ -149,10 +173,10 @@ def read_record(path: Path) -> dict[str, Any]:
     """One record file.
 
     Raises:
-        UserError: not JSON, or not a record.
+        UserError: not JSON (which has no NaN), or not a record.
     """
     try:
-        record = json.loads(path.read_bytes())
+        record = orjson.loads(path.read_bytes())
         record["key"], record["result"], [record["spec"][name] for name in REQUIRED]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} must be a record, found a damaged file ({error}): delete it to train again") from None

@@ -396,6 +396,20 @@ class Trainer:
         }
         return {"result": result, "cost": {"phases": self.progress.costs}}
 
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """``{reading: {tensor name: value}}`` of the finished run, on the CPU: all that ``predict`` needs."""
+        state = {n: v.detach().cpu() for n, v in self.strategy.state_dict().items() if not is_auxiliary(n)}
+        kept: dict[str, dict[str, Tensor]] = {}
+        for reading in READINGS:
+            if all(reading in snapshot for snapshot in self.progress.snapshots):
+                trained = {n: v for s in self.progress.snapshots for n, v in s[reading]["tensors"].items()}
+                kept[reading] = {**state, **trained}
+        return kept
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put the tensors of one reading of :meth:`weights` in place."""
+        load_tensors(self.strategy, tensors)
+
     def _passes(self) -> dict[str, dict[str, int]]:
         """Samples through each encoder if the run had been made alone: shared phases count in full."""
         costs = self.progress.costs

@@ -34,7 +34,7 @@ from balancebench_udi.data.base import Dataset
 from balancebench_udi.data.pack import PROBLEMS, Packed, Prepared, prepare
 from balancebench_udi.errors import UserError
 from balancebench_udi.protocol import Protocol, load_protocol
-from benchmarks.run import PROTOCOLS, Parser, data_root, default_data, duration, parse_settings
+from benchmarks.command import PROTOCOLS, Parser, data_root, default_data, duration, guarded, parse_settings
 
 SHOWN = 3
 """Problems that are printed; the rest is in problems.csv."""
@@ -67,14 +67,7 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 2 a mistake, 130 interrupted."""
-    try:
-        return run(parser().parse_args(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
+    return guarded(run, parser(), arguments, "the same command goes on where it was")
 
 
 def run(given: argparse.Namespace) -> int:

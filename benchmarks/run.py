@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import hashlib
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,21 +34,26 @@ from balancebench_udi.report.figures.imbalance import accuracy_against_imbalance
 from balancebench_udi.runner import Job, Outcome, estimate, plan, resolve_precision, run_all
 from balancebench_udi.spec import canonical
 from balancebench_udi.store import Store
+from balancebench_udi.watch import watching
+from benchmarks.command import (
+    PROTOCOLS,
+    Parser,
+    choose_device,
+    data_root,
+    default_out,
+    duration,
+    guarded,
+    parse_settings,
+    short,
+    words,
+)
 from benchmarks.workers import run_side_by_side
 
-PROTOCOLS = HERE / "protocols"
 REFERENCE = "joint"
 """The method against which costs are given."""
 MOST_SEEDS = 10_000
 SMALL = 2**15
 """Most values in a sample of which runs are trained two at a time on a CPU."""
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one sentence, like every other."""
-
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message}; see --help")
 
 
 def parser() -> Parser:
@@ -82,6 +86,10 @@ def parser() -> Parser:
     p.add_argument("--out", type=Path, help="results folder (default: results in this checkout, else in this folder)")
     p.add_argument("--name", help="name of the table (default: dataset and protocol)")
     p.add_argument("--checkpoint-every", type=float, default=20.0, metavar="S", help="least seconds between two")
+    p.add_argument("--keep-weights", action="store_true", help="keep the trained networks: weights/<key>.pt")
+    p.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="write the curves of what is trained for TensorBoard"
+    )
     p.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     p.add_argument("--list", action="store_true", help="print methods with their options, datasets and protocols")
     return p
@@ -89,14 +97,7 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 some run failed, 2 a mistake, 130 interrupted."""
-    try:
-        return run(parser().parse_args(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    return guarded(run, parser(), arguments, "the same command goes on from the last checkpoint")
 
 
 def run(given: argparse.Namespace) -> int:
@@ -106,6 +107,7 @@ def run(given: argparse.Namespace) -> int:
         return 0
     if given.jobs is not None and given.jobs < 1:
         raise UserError(f"--jobs must be at least 1, found {given.jobs}")
+    watcher = watching(given.tensorboard)  # before the data are read: it may refuse
     jobs, store, device, protocol = make_plan(given)
     at_once = print_plan(jobs, store, device, protocol, given.jobs)
     if given.dry_run:
@@ -113,7 +115,8 @@ def run(given: argparse.Namespace) -> int:
     if at_once > 1:
         outcome = run_side_by_side(plan_again, given, at_once, jobs, store)
     else:
-        outcome = run_all(jobs, store, device, given.checkpoint_every)
+        with watcher as watch:
+            outcome = run_all(jobs, store, device, given.checkpoint_every, watch=watch)
     compare_and_write(given, jobs, outcome, store, protocol, len(parse_seeds(given.seeds)))
     return report_rest(outcome)
 
@@ -125,7 +128,7 @@ def plan_again(given: argparse.Namespace) -> tuple[list[Job], Store, torch.devic
 
 def make_plan(given: argparse.Namespace) -> tuple[list[Job], Store, torch.device, Protocol]:
     """Everything that the command line asks for, checked."""
-    names = registry.methods.match(_words(given.methods, "--methods"))
+    names = registry.methods.match(words(given.methods, "--methods"))
     methods = {name: registry.methods.get(name) for name in names}
     settings = parse_settings(given.set, [*names, given.dataset])
     protocol = load_protocol(given.protocol, PROTOCOLS, run_overrides(given, settings))
@@ -141,7 +144,7 @@ def make_plan(given: argparse.Namespace) -> tuple[list[Job], Store, torch.device
     if given.name is not None and Path(given.name).name != given.name:
         raise UserError(f"--name must be a plain folder name, found {given.name!r}")
     device = choose_device(given.device)
-    store = Store(given.out if given.out is not None else default_out())
+    store = Store(given.out if given.out is not None else default_out(), given.keep_weights)
     protocol = resolve_precision(protocol, device)
     bundle = dataset.load(data_root(given.data_root))
     encoders = {name.split(".", 1)[1]: values for name, values in settings.items() if name.startswith("encoder.")}
@@ -155,7 +158,7 @@ def make_plan(given: argparse.Namespace) -> tuple[list[Job], Store, torch.device
 
 def print_plan(jobs: list[Job], store: Store, device: torch.device, protocol: Protocol, at_once: int | None) -> int:
     """What is done, what is to do, and how long it may take; returns how many runs to train at once."""
-    missing = [job for job in jobs if store.load(job.spec) is None]
+    missing = [job for job in jobs if not store.done(job.spec)]
     first = jobs[0]
     sizes = ", ".join(f"{name} {len(first.bundle.split(name))}" for name in ("train", "val", "test"))
     print(
@@ -194,7 +197,7 @@ def compare_and_write(
 ) -> None:
     """The table and the figure of the runs that exist."""
     records = [record for job in jobs if (record := store.load(job.spec)) is not None]
-    outcome.elsewhere = [job for job in outcome.elsewhere if store.load(job.spec) is None]  # the others went on
+    outcome.elsewhere = [job for job in outcome.elsewhere if not store.done(job.spec)]  # the others went on
     if not records:
         return
     published = protocol.published.get(given.dataset, [])
@@ -205,7 +208,7 @@ def compare_and_write(
         store.root / "figures" / label, accuracy_against_imbalance.__name__
     )
     print(comparison.text())
-    print("written: " + ", ".join(_short(path) for path in paths))
+    print("written: " + ", ".join(short(path) for path in paths))
 
 
 def report_rest(outcome: Outcome) -> int:
@@ -242,29 +245,10 @@ def run_overrides(given: argparse.Namespace, settings: dict[str, dict[str, str]]
     return {"run": run, **{part: settings.get(part, {}) for part in ("optimizer", "schedule")}}
 
 
-def parse_settings(texts: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """``["ogm.alpha=0.5"]`` as ``{"ogm": {"alpha": "0.5"}}``.
-
-    Raises:
-        UserError: not of that form, or a name that takes no part in this call.
-    """
-    known = [*names, "optimizer", "schedule"]
-    settings: dict[str, dict[str, str]] = {}
-    for text in texts:
-        path, equals, value = text.partition("=")
-        owner, dot, option = path.rpartition(".")
-        if not (equals and dot and owner and option):
-            raise UserError(f"--set takes NAME.OPTION=VALUE, such as optimizer.lr=0.01, found {text!r}")
-        if owner not in known and not owner.startswith("encoder."):
-            raise UserError(f"--set {text}: {owner!r} takes no part in this call{near_misses(owner, known)}")
-        settings.setdefault(owner, {})[option] = value
-    return settings
-
-
 def parse_seeds(text: str) -> list[int]:
     """``"0-2,7"`` as ``[0, 1, 2, 7]``."""
     seeds: dict[int, None] = {}
-    for word in _words(text, "--seeds"):
+    for word in words(text, "--seeds"):
         first, dash, last = word.partition("-")
         try:
             low, high = int(first), int(last) if dash else int(first)
@@ -276,34 +260,6 @@ def parse_seeds(text: str) -> list[int]:
             raise UserError(f"--seeds takes ranges of at most {MOST_SEEDS} seeds, found {word!r}")
         seeds.update(dict.fromkeys(range(low, high + 1)))
     return list(seeds)
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` is the GPU where there is one."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda needs a GPU that torch can use, found none: use --device cpu or auto")
-    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-    if device.type == "cuda":
-        torch.backends.cudnn.deterministic = True  # the same run must end with the same bytes
-    return device
-
-
-def data_root(given: Path | None) -> Path | None:
-    """``--data-root``, else ``$BALANCEBENCH_DATA``, else :func:`default_data` where it exists."""
-    named = given or os.environ.get("BALANCEBENCH_DATA")
-    if named:
-        return Path(named).expanduser()
-    return default_data() if default_data().is_dir() else None
-
-
-def default_data() -> Path:
-    """``data`` in the checkout that this file belongs to, else in the working directory."""
-    return HERE.parent / "data" if (HERE.parent / "setup.cfg").exists() else Path("data")
-
-
-def default_out() -> Path:
-    """``results`` in the checkout that this file belongs to, else in the working directory."""
-    return HERE.parent / "results" if (HERE.parent / "setup.cfg").exists() else Path("results")
 
 
 def listing() -> str:
@@ -330,29 +286,6 @@ def _members(catalogue: Catalogue, describe: Any) -> list[str]:
         lines.append(f"  {name}: {describe(cls)}")
         lines += [f"    {o} = {default}: {doc} [{source}]" for o, default, doc, source in cls.Options.describe()]
     return lines
-
-
-def duration(seconds: float) -> str:
-    """``95`` as ``1 min 35 s``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _words(text: str, flag: str) -> list[str]:
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words:
-        raise UserError(f"{flag} needs at least one value, found {text!r}")
-    return words
-
-
-def _short(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ if str(HERE.parent) not in sys.path:  # a plain checkout, called from anywhere
 import registry
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.runner import describe_machine
-from benchmarks.run import Parser, choose_device, default_out, duration
+from benchmarks.command import Parser, choose_device, default_out, duration, guarded, words
 from benchmarks.speed_parts import PARTS, PRECISIONS, Setting, Table
 from benchmarks.speed_runs import CASES, REFERENCE, STATUS, make_case
 
@@ -65,14 +65,7 @@ def _positive(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 some run failed, 2 a mistake, 130 interrupted."""
-    try:
-        return run(parser().parse_args(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the parts that were finished are written", file=sys.stderr)
-        return 130
+    return guarded(run, parser(), arguments, "the parts that were finished are written")
 
 
 def run(given: argparse.Namespace) -> int:
@@ -83,7 +76,7 @@ def run(given: argparse.Namespace) -> int:
     precisions = _chosen(
         given.precision or ("fp32" if given.quick else ",".join(PRECISIONS)), "--precision", "precision", PRECISIONS
     )
-    wanted = registry.methods.match([REFERENCE, *_words(given.methods, "--methods")])
+    wanted = registry.methods.match([REFERENCE, *words(given.methods, "--methods")])
     if given.name is not None and (Path(given.name).name != given.name or given.name in ("", "..")):
         raise UserError(f"--name must be a plain folder name, found {given.name!r}")
     device = choose_device(given.device)
@@ -184,19 +177,12 @@ def part_markdown(name: str, part: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _words(text: str, flag: str) -> list[str]:
-    words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-    if not words:
-        raise UserError(f"{flag} needs at least one value, found {text!r}")
-    return words
-
-
 def _chosen(text: str, flag: str, kind: str, known: Mapping[str, Any]) -> list[str]:
-    words = _words(text, flag)
-    for word in words:
+    chosen = words(text, flag)
+    for word in chosen:
         if word not in known:
             raise UserError(f"{flag}: there is no {kind} called {word!r}{near_misses(word, known)}")
-    return words
+    return chosen
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from balancebench_udi.seeding import generator
 from balancebench_udi.spec import Optimizer
 from balancebench_udi.strategy import Batch, Strategy, make_optimizer
 from balancebench_udi.trainer import Trainer
-from benchmarks.run import choose_device
+from benchmarks.command import choose_device
 
 REFERENCE = "joint"
 BARE = "bare loop"

@@ -16,6 +16,7 @@ import torch
 from balancebench_udi.errors import UserError
 from balancebench_udi.runner import Bar, Job, Outcome, run_all, step_bar
 from balancebench_udi.store import Store
+from balancebench_udi.watch import watching
 
 Plan = Callable[[Any], tuple[list[Job], Store, torch.device]]
 """From the parsed command line to the jobs, the results folder and the device; a function of some module."""
@@ -63,12 +64,12 @@ def run_side_by_side(plan: Plan, given: Any, count: int, jobs: Sequence[Job], st
 
     Args:
         plan: makes the same jobs again, in each worker.
-        given: what ``plan`` is called with; ``given.checkpoint_every`` is passed on.
+        given: what ``plan`` is called with; ``checkpoint_every`` and ``tensorboard`` of it are passed on.
 
     Raises:
         UserError: what a worker raised, once all have stopped.
     """
-    missing = [number for number, job in enumerate(jobs) if store.load(job.spec) is None]
+    missing = [number for number, job in enumerate(jobs) if not store.done(job.spec)]
     count = min(count, len(missing))
     threads = max(1, torch.get_num_threads() // max(1, count))
     context = multiprocessing.get_context("spawn")
@@ -88,7 +89,7 @@ def run_side_by_side(plan: Plan, given: Any, count: int, jobs: Sequence[Job], st
             worker.join()
     outcome = Outcome()
     for job in jobs:
-        if store.load(job.spec) is not None:
+        if store.done(job.spec):
             outcome.done.append(job)
         elif job.spec.key in failed:
             outcome.failed.append((job, failed[job.spec.key]))
@@ -150,10 +151,11 @@ def _work(plan: Plan, given: Any, threads: int, parent: Connection) -> None:
     bar: Bar = messenger
     try:
         jobs, store, device = plan(given)
-        while (number := messenger.next()) is not None:
-            every, say = given.checkpoint_every, lambda line: messenger.tell("line", line)
-            outcome = run_all([jobs[number]], store, device, every, say, bar)
-            messenger.tell("failed", {job.spec.key: error for job, error in outcome.failed})
+        with watching(given.tensorboard) as watch:
+            while (number := messenger.next()) is not None:
+                every, say = given.checkpoint_every, lambda line: messenger.tell("line", line)
+                outcome = run_all([jobs[number]], store, device, every, say, bar, watch)
+                messenger.tell("failed", {job.spec.key: error for job, error in outcome.failed})
     except UserError as error:
         messenger.tell("error", str(error))
     except KeyboardInterrupt:

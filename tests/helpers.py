@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -160,6 +161,33 @@ def run_steps(
         del trainer.strategy.step  # type: ignore[attr-defined]
     assert len(batches) == count, f"the run had only {len(batches)} steps"
     return batches
+
+
+def stop_and_resume(
+    reports: int,
+    bundle: Bundle,
+    method: type[Strategy] | str,
+    options: Options | Mapping[str, Any] | None,
+    store: Path,
+    **overrides: Any,
+) -> tuple[dict[str, Any], Trainer, list[str]]:
+    """A run that a Ctrl-C ends at its ``reports``-th report of progress, and a second trainer that finishes it.
+
+    Returns:
+        ``result``, the second trainer, and what its own reports of progress said.
+    """
+    before: list[str] = []
+    after: list[str] = []
+
+    def stop(phase: str, steps: int) -> None:
+        before.append(phase)
+        if len(before) == reports:
+            raise Enough
+
+    with pytest.raises(Enough):
+        make_trainer(bundle, method, options, store, tick=stop, **overrides).run()
+    again = make_trainer(bundle, method, options, store, tick=lambda phase, steps: after.append(phase), **overrides)
+    return again.run()["result"], again, after
 
 
 def state_digest(module: nn.Module) -> str:

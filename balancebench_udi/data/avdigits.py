@@ -7,8 +7,6 @@ digit the two are independent, so no interaction between the modalities exists b
 from __future__ import annotations
 
 import re
-import tarfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import torchaudio
 from torch import Tensor
 
 from balancebench_udi.config import Options, option
+from balancebench_udi.data.archive import read_tar
 from balancebench_udi.data.audio import read_wav
 from balancebench_udi.data.base import (
     Affine,
@@ -175,15 +174,7 @@ def _read_recordings(folder: Path) -> dict[str, bytes]:
     if (folder / "recordings").is_dir():
         found = {p.name: p.read_bytes() for p in (folder / "recordings").glob("*.wav")}
     elif archive.is_file():
-        found = {}
-        try:
-            with tarfile.open(archive) as tar:
-                for member in tar:
-                    file = tar.extractfile(member)
-                    if file is not None and member.name.endswith(".wav"):
-                        found[Path(member.name).name] = file.read()
-        except (tarfile.TarError, EOFError, OSError, zlib.error):
-            raise UserError(f"{archive} must be a whole tar.gz, it is cut short or damaged; fetch it again") from None
+        found = read_tar(archive, ".wav")
     else:
         raise UserError(f"avdigits needs {AVDigits.needs}; {folder} holds neither recordings/ nor recordings.tar.gz")
     if len(found) != RECORDINGS:

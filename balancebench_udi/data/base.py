@@ -220,6 +220,17 @@ def fingerprint(parameters: Mapping[str, Any], *parts: bytes | np.ndarray | Tens
     return digest.hexdigest()[:12]
 
 
+def mean_and_scale(fit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What standardises each feature of ``fit`` ``[..., D]``: its mean and 1 / standard deviation, 0 where constant.
+
+    Returns:
+        Two arrays ``[D]``; ``(values - mean) * scale`` is standard.
+    """
+    rows = tuple(range(fit.ndim - 1))
+    std = fit.std(axis=rows)
+    return fit.mean(axis=rows), np.divide(1.0, std, out=np.zeros_like(std), where=np.ptp(fit, axis=rows) > 0)
+
+
 def stratified_holdout(target: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Split ``range(N)`` into (kept, held out) with about ``share`` of every class held out, at least one a class.
 

@@ -16,10 +16,11 @@ from balancebench_udi.data.base import (
     Modality,
     Split,
     fingerprint,
+    mean_and_scale,
     require_root,
     stratified_holdout,
 )
-from balancebench_udi.data.utd_mhad import read_mat
+from balancebench_udi.data.mat import read_mat
 from balancebench_udi.errors import UserError
 
 WIDTH = {"pix": 240, "fou": 76, "fac": 216, "zer": 47, "kar": 64, "mor": 6}
@@ -99,8 +100,7 @@ class Handwritten(Dataset):
         for m in o.views:
             values = {s: found[f"{variable[m]}_{s}"].astype(np.float64) for s in COUNT}
             fit = values["train"][kept]
-            mean, std = fit.mean(axis=0), fit.std(axis=0)
-            scale = np.divide(1.0, std, out=np.zeros_like(std), where=np.ptp(fit, axis=0) > 0)
+            mean, scale = mean_and_scale(fit)
             for part, (s, chosen) in rows.items():
                 inputs[part][m] = torch.from_numpy(((values[s][chosen] - mean) * scale).astype(np.float32))
         return Bundle(

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from balancebench_udi.config import Options, option
-from balancebench_udi.data.base import Affine, Bundle, Dataset, Modality, Split, fingerprint, require_root
+from balancebench_udi.data.base import (
+    Affine,
+    Bundle,
+    Dataset,
+    Modality,
+    Split,
+    fingerprint,
+    mean_and_scale,
+    require_root,
+)
 from balancebench_udi.errors import UserError
 from balancebench_udi.seeding import generator
 
@@ -107,8 +116,7 @@ class MOSI(Dataset):
         for m in WIDTH:
             values = {s: _numbers(tables[(m, s)], folder / files[(m, s)])[:, :-1] for s in COUNT}
             fit = values["train"][~held["train"]]
-            mean, std = fit.mean(axis=0), fit.std(axis=0)
-            scale = np.divide(1.0, std, out=np.zeros_like(std), where=np.ptp(fit, axis=0) > 0)
+            mean, scale = mean_and_scale(fit)
             for part, (s, rows) in parts.items():
                 features[part][m] = torch.from_numpy(((values[s][rows] - mean) * scale).astype(np.float32))
         splits = {

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -14,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from balancebench_udi.config import Options, option
+from balancebench_udi.data.archive import read_tar
 from balancebench_udi.data.base import (
     Affine,
     Bundle,
@@ -21,9 +19,11 @@ from balancebench_udi.data.base import (
     Modality,
     Split,
     fingerprint,
+    mean_and_scale,
     require_root,
     stratified_holdout,
 )
+from balancebench_udi.data.mat import read_mat
 from balancebench_udi.errors import UserError
 
 ACTIONS = (
@@ -148,8 +148,7 @@ class UTDMHAD(Dataset):
         for m in WIDTH:
             values = np.stack([_sequence(files[m][key], m, key, o.length, o.centre) for key in SEQUENCES])
             fit = values[rows["train"]]
-            mean, std = fit.mean(axis=(0, 1)), fit.std(axis=(0, 1))
-            scale = np.divide(1.0, std, out=np.zeros_like(std), where=np.ptp(fit, axis=(0, 1)) > 0)
+            mean, scale = mean_and_scale(fit)
             for part, chosen_rows in rows.items():
                 inputs[part][m] = torch.from_numpy(((values[chosen_rows] - mean) * scale).astype(np.float32))
         return Bundle(
@@ -166,30 +165,6 @@ class UTDMHAD(Dataset):
             },
             **{part: Split(inputs[part], target[chosen_rows]) for part, chosen_rows in rows.items()},
         )
-
-
-def read_mat(data: bytes, path: Path | str, variables: Iterable[str]) -> dict[str, np.ndarray]:
-    """The ``variables`` of a MATLAB v5 file, finite numbers, in the type they are stored in.
-
-    Args:
-        data: the file's bytes.
-        path: what an error calls the file.
-
-    Raises:
-        UserError: a damaged file, an absent variable, or one that is not of finite numbers.
-    """
-    from scipy.io import loadmat  # here: other datasets do without
-
-    try:
-        found = loadmat(io.BytesIO(data))
-    except Exception:  # a damaged file makes scipy raise nearly anything
-        raise UserError(f"{path} must be a whole MATLAB v5 file, it is damaged; fetch it again") from None
-    for name in variables:
-        if name not in found:
-            raise UserError(f"{path} must hold the variable {name}, it does not; fetch it again")
-        if found[name].dtype.kind not in "iuf" or not np.isfinite(found[name]).all():
-            raise UserError(f"{name} in {path} must hold finite numbers only, found something else; fetch it again")
-    return {name: found[name] for name in variables}
 
 
 def resample(values: np.ndarray, length: int) -> np.ndarray:
@@ -223,20 +198,12 @@ def _file_name(m: str, key: tuple[int, int, int]) -> str:
 def _read_files(folder: Path, m: str) -> dict[tuple[int, int, int], bytes]:
     """(action, subject, trial) -> bytes of the 861 files of modality ``m``, from the folder or the archive."""
     unpacked, archive = folder / m.capitalize(), folder / f"{m.capitalize()}.tar"
-    found = {}
     if unpacked.is_dir():
         source = unpacked
         found = {p.name: p.read_bytes() for p in unpacked.glob("*.mat")}
     elif archive.is_file():
         source = archive
-        try:
-            with tarfile.open(archive, "r:") as tar:
-                for member in tar:
-                    file = tar.extractfile(member)
-                    if file is not None and member.name.endswith(".mat"):
-                        found[Path(member.name).name] = file.read()
-        except (tarfile.TarError, EOFError, OSError):
-            raise UserError(f"{archive} must be a whole tar, it is cut short or damaged; fetch it again") from None
+        found = read_tar(archive, ".mat")
     else:
         raise UserError(f"utd_mhad needs {UTDMHAD.needs}; {folder} holds neither {unpacked.name}/ nor {archive.name}")
     names = {key: _file_name(m, key) for key in SEQUENCES}

@@ -7,6 +7,7 @@ import shutil
 
 import pandas as pd
 import pytest
+import torch
 from calls import ROOT, command, content, records, shas
 
 import registry
@@ -295,3 +296,17 @@ def test_one_broken_method_does_not_take_the_others_with_it(cli, tmp_path, monke
     assert len(records(out)) == 4
     assert before.items() <= content(out / "records").items()
     assert list(table(out)["n"]) == [2, 2]
+
+
+def test_weights_are_kept_where_asked_also_of_runs_that_were_trained_before(out, tmp_path):
+    before = content(out / "records")
+    (joint,) = [p for p, record in records(out).items() if p.parent.name == "joint" and record["spec"]["seed"] == 1]
+    wanted = ("--methods", "joint", *ON, "--seeds", "1", "--keep-weights", "--out", out)
+    called = command(*wanted, cwd=tmp_path)
+    assert called.code == 0, called.err
+    assert "0 done, 1 to do" in called.out
+    kept = torch.load(out / "weights" / f"{joint.stem}.pt", weights_only=True)
+    assert set(kept) == {"last", "best_val"}
+    assert "model.fusion.out.weight" in kept["last"]
+    assert content(out / "records") == before
+    assert "all 1 runs are done" in command(*wanted, cwd=tmp_path).out

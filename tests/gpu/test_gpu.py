@@ -25,9 +25,8 @@ def test_cpu_and_gpu_agree(name):
         assert here["val"]["loss"] == pytest.approx(there["val"]["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_no_wait_for_the_device_inside_a_step(name):
-    trainer = make_trainer(tiny_bundle(2, kind="image"), name, device="cuda", epochs=1)
+def run_without_waits(trainer):
+    """The whole run, with an error where a step waits for the device."""
     step = trainer.strategy.step
 
     def guarded(batch):
@@ -39,6 +38,11 @@ def test_no_wait_for_the_device_inside_a_step(name):
 
     trainer.strategy.step = guarded
     trainer.run()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_wait_for_the_device_inside_a_step(name):
+    run_without_waits(make_trainer(tiny_bundle(2, kind="image"), name, device="cuda", epochs=1))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -85,18 +89,7 @@ def test_read_ahead_gives_the_batches_of_device_memory(monkeypatch):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_augmented_clips_train_without_a_wait(precision):
-    trainer = make_trainer(clips(), "joint", device="cuda", epochs=1, batch_size=16, precision=precision)
-    step = trainer.strategy.step
-
-    def guarded(batch):
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            return step(batch)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-    trainer.strategy.step = guarded
-    trainer.run()
+    run_without_waits(make_trainer(clips(), "joint", device="cuda", epochs=1, batch_size=16, precision=precision))
 
 
 def test_joint_throughput():

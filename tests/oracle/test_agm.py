@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from balancebench_udi import Batch, UserError
 from balancebench_udi.seeding import generator
 from baselines.agm import eval_mode, shapley_weights, standing
-from tests.helpers import Enough, make_trainer, run_steps, state_digest, tiny_bundle, train
+from tests.helpers import make_trainer, run_steps, state_digest, stop_and_resume, tiny_bundle, train
 
 LR, MOMENTUM, DECAY = 0.05, 0.9, 1e-4
 DOUBLE = {"rtol": 1e-9, "atol": 1e-12}
@@ -309,20 +309,9 @@ def test_hidden_modalities_are_hidden_in_every_pass(modalities):
 def test_resumed_run_equals_uninterrupted(modalities, tmp_path):
     bundle = tiny_bundle(modalities, "image", n=(64, 12, 12))
     expected, strategy = train(bundle, "agm", epochs=3)
-    ticks = []
-
-    def interrupt(phase, steps):
-        ticks.append(phase)
-        if len(ticks) == 2:
-            raise Enough
-
-    trainer = make_trainer(bundle, "agm", None, tmp_path, tick=interrupt, epochs=3)
-    with pytest.raises(Enough):
-        trainer.run()
-    resumed = []
-    again = make_trainer(bundle, "agm", None, tmp_path, tick=lambda phase, steps: resumed.append(phase), epochs=3)
-    assert again.run()["result"] == expected
-    assert resumed == ["resumed", "training", "training"]
+    result, again, reports = stop_and_resume(2, bundle, "agm", None, tmp_path, epochs=3)
+    assert result == expected
+    assert reports == ["resumed", "training", "training"]
     assert state_digest(again.strategy) == state_digest(strategy)
     assert float(again.strategy.steps) == 6
 

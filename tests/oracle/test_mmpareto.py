@@ -24,7 +24,7 @@ from balancebench_udi import Batch, UserError
 from balancebench_udi.data.base import Bundle
 from balancebench_udi.trainer import Trainer
 from baselines.mmpareto import MMPareto, combine
-from tests.helpers import make_trainer, run_steps, state_digest, tiny_bundle, train
+from tests.helpers import make_trainer, run_steps, state_digest, stop_and_resume, tiny_bundle, train
 
 LR, MOMENTUM, DECAY = 0.05, 0.9, 1e-4
 
@@ -339,21 +339,10 @@ def test_equal_and_confident_samples_stay_finite() -> None:
 @pytest.mark.parametrize("modalities", [2, 3])
 def test_resume_equals_uninterrupted(modalities: int, tmp_path: Path) -> None:
     bundle = tiny_bundle(modalities)
-    whole = make_trainer(bundle, MMPareto, epochs=5)
-    expected = whole.run()["result"]
-    ticks = 0
-
-    def stop(phase: str, steps: int) -> None:
-        nonlocal ticks
-        ticks += 1
-        if ticks == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        make_trainer(bundle, MMPareto, store=tmp_path, tick=stop, epochs=5).run()
-    again = make_trainer(bundle, MMPareto, store=tmp_path, epochs=5)
-    assert again.run()["result"] == expected
-    assert state_digest(again.strategy) == state_digest(whole.strategy)
+    expected, strategy = train(bundle, MMPareto, epochs=5)
+    result, again, _ = stop_and_resume(3, bundle, MMPareto, None, tmp_path, epochs=5)
+    assert result == expected
+    assert state_digest(again.strategy) == state_digest(strategy)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from balancebench_udi import UserError
 from balancebench_udi.seeding import generator
-from tests.helpers import Enough, make_trainer, run_steps, state_digest, tiny_bundle, train
+from tests.helpers import make_trainer, run_steps, state_digest, stop_and_resume, tiny_bundle, train
 
 LR, MOMENTUM, DECAY = 0.05, 0.9, 1e-4
 DOUBLE = {"rtol": 1e-9, "atol": 1e-12}
@@ -368,18 +368,7 @@ def test_resumed_run_equals_uninterrupted(modalities, tmp_path):
     bundle = tiny_bundle(modalities, "image", n=(64, 12, 12))
     window = {"window": (0, 1)}
     expected, strategy = train(bundle, "ogm_ge", window, epochs=3)
-    ticks = []
-
-    def interrupt(phase, steps):
-        ticks.append(phase)
-        if len(ticks) == 2:
-            raise Enough
-
-    trainer = make_trainer(bundle, "ogm_ge", window, tmp_path, tick=interrupt, epochs=3)
-    with pytest.raises(Enough):
-        trainer.run()
-    resumed = []
-    again = make_trainer(bundle, "ogm_ge", window, tmp_path, tick=lambda phase, steps: resumed.append(phase), epochs=3)
-    assert again.run()["result"] == expected
-    assert resumed == ["resumed", "training", "training"]
+    result, again, reports = stop_and_resume(2, bundle, "ogm_ge", window, tmp_path, epochs=3)
+    assert result == expected
+    assert reports == ["resumed", "training", "training"]
     assert state_digest(again.strategy) == state_digest(strategy)

@@ -27,7 +27,7 @@ from balancebench_udi import Batch, Options, UserError
 from balancebench_udi.data.base import Bundle
 from balancebench_udi.trainer import Trainer
 from baselines.pmr import PMR, coefficients
-from tests.helpers import make_trainer, run_steps, state_digest, tiny_bundle, train
+from tests.helpers import make_trainer, run_steps, state_digest, stop_and_resume, tiny_bundle, train
 
 LR, MOMENTUM, DECAY = 0.05, 0.9, 1e-4
 
@@ -418,24 +418,11 @@ def test_equal_samples_stay_finite() -> None:
 @pytest.mark.parametrize("modalities", [2, 3])
 def test_resume_equals_uninterrupted(modalities: int, tmp_path: Path) -> None:
     bundle = tiny_bundle(modalities)
-    whole = make_trainer(bundle, PMR, epochs=5)
-    expected = whole.run()["result"]
-    ticks = 0
-
-    def stop(phase: str, steps: int) -> None:
-        nonlocal ticks
-        ticks += 1
-        if ticks == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        make_trainer(bundle, PMR, store=tmp_path, tick=stop, epochs=5).run()
-    again = make_trainer(bundle, PMR, store=tmp_path, epochs=5)
-    resumed: list[int] = []
-    again.tick = lambda phase, steps: resumed.append(steps)
-    assert again.run()["result"] == expected
-    assert state_digest(again.strategy) == state_digest(whole.strategy)
-    assert len(resumed) == 1 + 3  # two epochs were kept
+    expected, strategy = train(bundle, PMR, epochs=5)
+    result, again, reports = stop_and_resume(3, bundle, PMR, None, tmp_path, epochs=5)
+    assert result == expected
+    assert state_digest(again.strategy) == state_digest(strategy)
+    assert len(reports) == 1 + 3  # two epochs were kept
 
 
 def test_the_drawn_subset_survives_in_the_checkpoint() -> None:

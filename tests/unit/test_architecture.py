@@ -29,6 +29,7 @@ FLOORS = {
     "balancebench_udi.metrics": 1,
     "balancebench_udi.report": 1,
     "balancebench_udi.grads": 1,
+    "balancebench_udi.watch": 1,
     "balancebench_udi.strategy": 2,
     "balancebench_udi.evaluation": 2,
     "balancebench_udi.trainer": 2,

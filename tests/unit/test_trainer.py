@@ -681,6 +681,19 @@ def test_gradients_are_compared_where_there_is_something_to_compare(bundle):
     assert all("gradients" not in entry for entry in alone["curves"])
 
 
+@pytest.mark.parametrize("method", ["joint", "unimodal", "udi"])
+def test_weights_that_were_kept_say_what_the_record_says(bundle, method):
+    trainer = make_trainer(bundle, method, epochs=3)
+    readings = trainer.run()["result"]["readings"]
+    kept = trainer.weights()
+    assert set(kept) == {"last", "best_val"}
+    for reading, tensors in kept.items():
+        fresh = make_trainer(bundle, method, epochs=3)
+        fresh.restore(tensors)
+        found = evaluate(fresh.strategy, fresh.loader, "test", ["audio", "visual"], subsets=True)
+        assert found.scores == {k: v for k, v in readings[reading]["test"].items() if not k.startswith("probe")}
+
+
 def test_whoever_watches_sees_every_entry_of_the_curves(bundle, tmp_path):
     seen = []
     trainer = make_trainer(bundle, "ensemble", store=tmp_path, epochs=2)

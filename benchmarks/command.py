@@ -1,0 +1,123 @@
+"""What the scripts of this folder have in common: parsing, errors, folders, the device, short texts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from balancebench_udi.errors import UserError, near_misses
+
+HERE = Path(__file__).resolve().parent
+PROTOCOLS = HERE / "protocols"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one sentence, like every other."""
+
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message}; see --help")
+
+
+def guarded(
+    run: Callable[[argparse.Namespace], int],
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    hint: str,
+) -> int:
+    """Run a command line; returns the exit status: that of ``run``, 2 after a mistake, 130 after a Ctrl-C.
+
+    Args:
+        run: does what the parsed command line asks for.
+        arguments: None reads ``sys.argv``.
+        hint: what an interrupted user should know, such as "nothing was written".
+    """
+    try:
+        return run(parser.parse_args(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; {hint}", file=sys.stderr)
+        return 130
+
+
+def words(text: str, flag: str) -> list[str]:
+    """``"a, b,a"`` as ``["a", "b"]``.
+
+    Raises:
+        UserError: no word; ``flag`` is named.
+    """
+    found = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not found:
+        raise UserError(f"{flag} needs at least one value, found {text!r}")
+    return found
+
+
+def parse_settings(texts: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """``["ogm.alpha=0.5"]`` as ``{"ogm": {"alpha": "0.5"}}``.
+
+    Raises:
+        UserError: not of that form, or a name that takes no part in this call.
+    """
+    known = [*names, "optimizer", "schedule"]
+    settings: dict[str, dict[str, str]] = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        owner, dot, option = path.rpartition(".")
+        if not (equals and dot and owner and option):
+            raise UserError(f"--set takes NAME.OPTION=VALUE, such as optimizer.lr=0.01, found {text!r}")
+        if owner not in known and not owner.startswith("encoder."):
+            raise UserError(f"--set {text}: {owner!r} takes no part in this call{near_misses(owner, known)}")
+        settings.setdefault(owner, {})[option] = value
+    return settings
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the GPU where there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda needs a GPU that torch can use, found none: use --device cpu or auto")
+    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = True  # the same run must end with the same bytes
+    return device
+
+
+def data_root(given: Path | None) -> Path | None:
+    """``--data-root``, else ``$BALANCEBENCH_DATA``, else :func:`default_data` where it exists."""
+    named = given or os.environ.get("BALANCEBENCH_DATA")
+    if named:
+        return Path(named).expanduser()
+    return default_data() if default_data().is_dir() else None
+
+
+def default_data() -> Path:
+    """``data`` in the checkout that this file belongs to, else in the working directory."""
+    return HERE.parent / "data" if (HERE.parent / "setup.cfg").exists() else Path("data")
+
+
+def default_out() -> Path:
+    """``results`` in the checkout that this file belongs to, else in the working directory."""
+    return HERE.parent / "results" if (HERE.parent / "setup.cfg").exists() else Path("results")
+
+
+def duration(seconds: float) -> str:
+    """``95`` as ``1 min 35 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def short(path: Path) -> str:
+    """Relative to the working directory where it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
