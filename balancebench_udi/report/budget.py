@@ -14,9 +14,9 @@ def passes(record: Mapping[str, Any]) -> float:
 def budget_curve(record: Mapping[str, Any], select: str = "best_val") -> list[tuple[float, float]]:
     """``(passes, accuracy)`` after every epoch: the best validation accuracy so far, of what could predict by then.
 
-    Within a phase of several the accuracy is that of what the phase watches (a branch by itself, say); the last point
-    is the finished run's, read at ``select``: the fusion of its parts, where they are fused only at the end. The passes
-    of a phase are spread evenly over its epochs.
+    Within a phase of several the accuracy is that of what the phase watches (a branch by itself, say). The last point
+    is the finished run, read at ``select``: where it fuses its parts at the end, and they are worse together than the
+    best of them alone, the curve drops there. The passes of a phase are spread evenly over its epochs.
     """
     spent: list[float] = []
     before = 0.0
@@ -30,7 +30,7 @@ def budget_curve(record: Mapping[str, Any], select: str = "best_val") -> list[tu
         best = max(best, entry["val"]["accuracy"])
         curve.append((at, best))
     final = record["result"]["readings"][select]["val"]["accuracy"]
-    return [*curve[:-1], (before, max(best, final))]
+    return [*curve[:-1], (before, final)]
 
 
 def at_budget(curve: Sequence[tuple[float, float]], budget: float) -> float | None:

@@ -33,6 +33,8 @@ def test_phases_follow_each_other_at_their_own_pace_and_end_with_the_fusion():
     made = record({"alone/a": (20, 0, [0.5, 0.6]), "alone/b": (60, 15, [0.3, 0.4, 0.2])}, final=0.8)
     assert budget_curve(made) == [(10, 0.5), (20, 0.6), (50, 0.6), (80, 0.6), (110, 0.8)]
     assert budget_curve(made)[-1][0] == passes(made)
+    worse = record({"alone/a": (20, 0, [0.5, 0.6]), "alone/b": (60, 15, [0.3, 0.4, 0.2])}, final=0.55)
+    assert [accuracy for _, accuracy in budget_curve(worse)] == [0.5, 0.6, 0.6, 0.6, 0.55]
 
 
 def test_reading_at_a_budget():

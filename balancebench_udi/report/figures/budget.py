@@ -29,7 +29,7 @@ def accuracy_against_budget(records: Sequence[Mapping[str, Any]], select: str, r
 
     Lines are means over seeds of the step functions of :func:`balancebench_udi.report.budget.budget_curve`; they begin
     where every seed has finished an epoch. A run that is over keeps its accuracy. The dot is that of the finished
-    runs; it lies below the line where an earlier stage was better, such as a modality by itself.
+    runs; the line drops to it where an earlier stage was better, such as a modality by itself.
 
     Args:
         records: of one dataset and protocol, as :func:`balancebench_udi.store.read_record` returns them.
@@ -79,8 +79,8 @@ def accuracy_against_budget(records: Sequence[Mapping[str, Any]], select: str, r
         + f" Best so far at the passes of {comparison.reference}: {'; '.join(early)}." * bool(early),
         f"Best validation accuracy so far against passes (samples through the encoders, forward + 2 × backward, all "
         f"encoders; {what}), {comparison.title}: mean over {counted(comparison.table['n'])}. A phase that trains one "
-        f"modality counts with that modality's accuracy. The dot is the finished run, read at {select}: where it lies "
-        "below its line, an earlier stage was better, such as a modality by itself.",
+        f"modality counts with that modality's accuracy. The dot is the finished run, read at {select}: where the "
+        "line drops to it, an earlier stage was better, such as a modality by itself.",
     )
 
 
