@@ -198,6 +198,7 @@ class Strategy(nn.Module):
 
     Attributes:
         name: as on the command line.
+        idea: what it does, in at most two sentences, for readers of a report.
         version: raised when the method's numbers change; part of every run's key.
         family: none, data, forward, objective, optimization or strategy.
         reference: authors, venue, link.
@@ -205,6 +206,7 @@ class Strategy(nn.Module):
     """
 
     name: ClassVar[str]
+    idea: ClassVar[str] = ""
     version: ClassVar[int] = 1
     family: ClassVar[str] = "none"
     reference: ClassVar[str] = ""

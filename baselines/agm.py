@@ -99,6 +99,11 @@ class AGM(Strategy):
     """
 
     name = "agm"
+    idea = (
+        "The fused logits are split into Shapley contributions of the modalities, and each contribution gets its "
+        "own factor in the backward pass. A modality that is ahead of its usual share is slowed, one behind it is"
+        " sped up."
+    )
     family = "optimization"
     reference = "Li et al., ICCV 2023, arXiv 2308.07686"
     min_modalities = 2

@@ -18,6 +18,10 @@ class Joint(Strategy):
     """
 
     name = "joint"
+    idea = (
+        "One cross-entropy on the fused logits trains all encoders together. It is what every other method tries "
+        "to improve on."
+    )
     family = "none"
     reference = "the joint baseline of Peng et al., CVPR 2022, arXiv 2203.15332"
 
@@ -31,6 +35,10 @@ class Uniform(Strategy):
     """
 
     name = "uniform"
+    idea = (
+        "The joint loss plus one classification loss a modality, all with weight 1. It shows what the added "
+        "losses do without any weighting."
+    )
     family = "objective"
     reference = "uniform baseline of Wei & Hu, ICML 2024, arXiv 2405.17730"
 

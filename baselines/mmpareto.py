@@ -72,6 +72,11 @@ class MMPareto(Strategy):
     """
 
     name = "mmpareto"
+    idea = (
+        "Where the joint loss and a modality's own loss pull an encoder in opposite directions, their gradients "
+        "are combined so that both losses fall. The combined gradient is then enlarged to keep the noise that "
+        "helps generalisation."
+    )
     family = "objective"
     reference = "Wei & Hu, ICML 2024, arXiv 2405.17730"
     min_modalities = 2

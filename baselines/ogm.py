@@ -105,6 +105,10 @@ class OGM(Strategy):
     """
 
     name = "ogm"
+    idea = (
+        "The gradient of the encoder that is ahead is damped, the more the further ahead it is. The encoder that "
+        "lags gets time to learn."
+    )
     family = "optimization"
     reference = "Peng et al., CVPR 2022, arXiv 2203.15332"
     min_modalities = 2
@@ -212,6 +216,10 @@ class OGMGE(OGM):
     """
 
     name = "ogm_ge"
+    idea = (
+        "OGM with noise added to the gradients. It puts back the noise of stochastic gradient descent that the "
+        "damping takes away."
+    )
     Options = OGMGEOptions
 
 

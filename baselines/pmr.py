@@ -89,6 +89,10 @@ class PMR(Strategy):
     """
 
     name = "pmr"
+    idea = (
+        "The slower modality is pulled towards the mean features of its classes by a loss of its own. Early in "
+        "training the faster modality is kept undecided by an entropy term."
+    )
     family = "objective"
     reference = "Fan et al., CVPR 2023, arXiv 2211.07089"
     min_modalities = 2

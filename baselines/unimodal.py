@@ -22,6 +22,10 @@ class Unimodal(BranchStrategy):
     """
 
     name = "unimodal"
+    idea = (
+        "Every modality is trained alone; the prediction is that of the modality which is best on validation. It "
+        "is the bar that fusion has to clear."
+    )
     reference = "unimodal baseline of Fan et al., CVPR 2023, arXiv 2211.07089"
 
     best: Tensor
@@ -59,4 +63,8 @@ class Ensemble(BranchStrategy):
     """
 
     name = "ensemble"
+    idea = (
+        "Every modality is trained alone, then their logits are added. It shows what fusion gives without any "
+        "interaction in training."
+    )
     reference = "the phase-one ensemble of UDI, Wang et al., arXiv 2509.02281"

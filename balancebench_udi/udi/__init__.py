@@ -103,6 +103,10 @@ class UDI(BranchStrategy):
     """
 
     name = "udi"
+    idea = (
+        "There is no joint loss: the strongest modality is trained alone and frozen, then guides the others. They"
+        " learn to agree with its predictions and to add what its features lack, weighed anew in every batch."
+    )
     version = 2
     family = "strategy"
     reference = "Wang et al., arXiv 2509.02281"

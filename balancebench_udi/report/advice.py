@@ -1,0 +1,352 @@
+"""What should I use? The answer that a set of runs gives: which modality starves, which method helps, at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from balancebench_udi.metrics.statistics import Paired, against_best, holm, paired
+
+MARGIN = 0.01
+"""The least difference in accuracy that counts, 1 percentage point. Ours."""
+LEVEL = 0.05
+"""The level of the tests. The custom of the field."""
+
+MOST = 3
+"""Methods that a sentence names."""
+
+Name = TypeVar("Name")
+Hits = Mapping[int, np.ndarray]
+"""Seed -> ``[N]`` whether each test sample was right."""
+
+INSIDE = {
+    "probe": "a linear probe of its encoder reads",
+    "share": "its share of the fused logits gives",
+    "masked": "the prediction with the other modalities masked gives",
+}
+"""How a modality is read inside a method, best first; one answer uses one of them throughout."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What joint training costs a modality; accuracies in [0, 1].
+
+    Attributes:
+        modality: its name.
+        alone: accuracy of the modality trained alone.
+        inside: accuracy of what the reference method's encoder still gives.
+        found: the test of the difference ``alone - inside``; its p is adjusted over the modalities.
+        starved: the difference is at least the margin, and beyond chance.
+    """
+
+    modality: str
+    alone: float
+    inside: float
+    found: Paired
+    starved: bool
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What a method changes against the reference; accuracies in [0, 1].
+
+    Attributes:
+        method: its name.
+        gain: the test of its fused accuracy minus the reference's.
+        change: starved modality -> change of its accuracy inside the method; empty where it cannot be read alike.
+        recovered: the starved modalities whose change is at least the margin, and beyond chance.
+        passes: encoder passes as a multiple of the reference's.
+    """
+
+    method: str
+    gain: Paired
+    change: Mapping[str, float]
+    recovered: tuple[str, ...]
+    passes: float
+
+
+@dataclass(frozen=True)
+class Leaders:
+    """The methods that cannot be told from the most accurate one.
+
+    Attributes:
+        best: the method of highest accuracy.
+        ties: it and every method that cannot be told from it.
+        seeds: how many seeds the tests use.
+        left: methods that lack some of these seeds, and so are not compared.
+    """
+
+    best: str
+    ties: tuple[str, ...]
+    seeds: int
+    left: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to use among the methods that fuse the modalities, and whether a single modality does as well.
+
+    Attributes:
+        leaders: of the methods that fuse.
+        method: the one to use: of the leaders that beat the reference the one of fewest passes; None: none of them.
+        single: the method that uses one modality only; None where there is none.
+        lead: the test of the accuracy of ``single`` minus that of ``method``, or of the best where that is None.
+    """
+
+    leaders: Leaders
+    method: str | None
+    single: str | None = None
+    lead: Paired | None = None
+
+    @property
+    def fusion_wins(self) -> bool:
+        """Whether what is chosen beats the single modality beyond chance, as far as there are runs of one."""
+        return self.lead is None or (self.lead.difference < 0 and self.lead.p < LEVEL)
+
+
+def common(*runs: Hits) -> list[np.ndarray]:
+    """The runs as ``[S, N]`` matrices over the seeds that all of them have; S may be 0."""
+    seeds = sorted(set.intersection(*(set(one) for one in runs)))
+    return [np.array([one[seed] for seed in seeds]) for one in runs]
+
+
+def gaps(
+    alone: Mapping[str, Hits], inside: Mapping[str, Hits], margin: float = MARGIN, level: float = LEVEL
+) -> list[Gap]:
+    """How much worse each modality is inside the reference method than trained alone, largest difference first.
+
+    Args:
+        alone: modality -> runs of it trained alone.
+        inside: modality -> runs of the reference method, read out for that modality.
+        margin: least difference in [0, 1] that counts.
+        level: of the paired tests, Holm-adjusted over the modalities.
+    """
+    pairs = {m: common(alone[m], inside[m]) for m in inside if m in alone}
+    tests = _adjusted({m: paired(*pair) for m, pair in pairs.items() if len(pair[0])})
+    found = [
+        Gap(m, float(pairs[m][0].mean()), float(pairs[m][1].mean()), test, test.difference >= margin and test.p < level)
+        for m, test in tests.items()
+    ]
+    return sorted(found, key=lambda gap: -gap.found.difference)
+
+
+def remedies(
+    fused: Mapping[str, Hits],
+    inside: Mapping[str, Mapping[str, Hits]],
+    reference: str,
+    starved: Sequence[str],
+    passes: Mapping[str, float],
+    margin: float = MARGIN,
+    level: float = LEVEL,
+) -> list[Remedy]:
+    """What every method changes against the reference, highest gain first.
+
+    Args:
+        fused: method -> its runs.
+        inside: method -> modality -> its runs read out for that modality, alike in all methods; methods and
+            modalities may lack.
+        reference: the method that the others are compared with; one of ``fused``.
+        starved: the modalities to recover.
+        passes: method -> encoder passes as a multiple of the reference's.
+        margin: least change in [0, 1] that counts as recovered.
+        level: of the paired tests, Holm-adjusted over the methods, and over methods and modalities.
+    """
+    gains: dict[str, Paired] = {}
+    changes: dict[tuple[str, str], Paired] = {}
+    for method in (name for name in fused if name != reference):
+        pair = common(fused[method], fused[reference])
+        if len(pair[0]):
+            gains[method] = paired(*pair)
+        for m in starved:
+            mine, theirs = inside.get(method, {}).get(m), inside.get(reference, {}).get(m)
+            if mine and theirs and len((read := common(mine, theirs))[0]):
+                changes[method, m] = paired(*read)
+    gains, changes = _adjusted(gains), _adjusted(changes)
+    found = []
+    for method, gain in gains.items():
+        change = {m: test for (name, m), test in changes.items() if name == method}
+        recovered = tuple(m for m, test in change.items() if test.difference >= margin and test.p < level)
+        moved = {m: test.difference for m, test in change.items()}
+        found.append(Remedy(method, gain, moved, recovered, passes.get(method, float("nan"))))
+    return sorted(found, key=lambda remedy: -remedy.gain.difference)
+
+
+def leaders(fused: Mapping[str, Hits], level: float = LEVEL) -> Leaders | None:
+    """The methods that cannot be told from the most accurate one.
+
+    The tests use the seeds that all methods with most seeds have in common; a method that lacks one of them is left
+    out, so that one begun late does not weaken the comparison of the others.
+
+    Returns:
+        None where fewer than two methods have a seed in common.
+    """
+    most = max(map(len, fused.values()), default=0)
+    seeds = set.intersection(*(set(runs) for runs in fused.values() if len(runs) == most)) if most else set()
+    compared = {method: runs for method, runs in fused.items() if seeds <= set(runs)}
+    if not seeds or len(compared) < 2:
+        return None
+    stacks = {method: np.array([runs[seed] for seed in sorted(seeds)]) for method, runs in compared.items()}
+    against = against_best(stacks, level)
+    left = tuple(method for method in fused if method not in compared)
+    return Leaders(against.best, against.indistinguishable, len(seeds), left)
+
+
+def choose(
+    fused: Mapping[str, Hits],
+    reference: str | None,
+    found: Sequence[Remedy],
+    single: Sequence[str] = (),
+    level: float = LEVEL,
+) -> Choice | None:
+    """The cheapest method that is as accurate as the best one as far as the runs tell, and beats the reference.
+
+    Args:
+        fused: method -> its runs, the reference among them.
+        reference: the method to beat; None where it has no runs, and so nothing can be recommended.
+        found: of :func:`remedies`.
+        single: methods that use one modality only; they are compared with the choice, but are no remedy.
+        level: of the tests.
+
+    Returns:
+        None where :func:`leaders` finds none among the methods that fuse.
+    """
+    lead = leaders({method: runs for method, runs in fused.items() if method not in single}, level)
+    if lead is None:
+        return None
+    helps = [r for r in found if r.method in lead.ties and r.gain.difference > 0 and r.gain.p < level]
+    if reference in lead.ties:
+        helps = []
+    method = min(helps, key=lambda r: (r.passes, -r.gain.difference)).method if helps else None
+    rivals = {name: common(fused[name], fused[method or lead.best]) for name in single if name in fused}
+    rivals = {name: pair for name, pair in rivals.items() if len(pair[0])}
+    if not rivals:
+        return Choice(lead, method)
+    rival = max(rivals, key=lambda name: rivals[name][0].mean())
+    return Choice(lead, method, rival, paired(*rivals[rival]))
+
+
+def sentences(
+    reference: str,
+    readout: str | None,
+    lost: Sequence[Gap],
+    found: Sequence[Remedy],
+    choice: Choice | None,
+    apart: Sequence[str] = (),
+) -> list[str]:
+    """The answer in words: the recommendation first, then what starves, then what recovers it.
+
+    Args:
+        reference: the method that the others are compared with.
+        readout: of ``INSIDE``; None where modalities cannot be read.
+        lost: of :func:`gaps`; empty where no modality was trained alone.
+        found: of :func:`remedies`.
+        choice: of :func:`choose`.
+        apart: methods that use one modality only: they recover nothing.
+    """
+    fusing = [remedy for remedy in found if remedy.method not in apart]
+    return [
+        *_recommendation(reference, fusing, choice),
+        *_starvation(reference, readout, lost),
+        *_recovery(lost, fusing),
+    ]
+
+
+def _recommendation(reference: str, found: Sequence[Remedy], choice: Choice | None) -> list[str]:
+    if choice is None or not found:
+        return [f"There is no answer yet: {reference} and another method must have a seed in common; train them."]
+    best, ties = choice.leaders.best, choice.leaders.ties
+    remedy = next((r for r in found if r.method == choice.method), None)
+    told = []
+    if remedy is None and reference in ties:
+        mean = "" if best == reference else f" {best} has the highest mean, but not beyond chance."
+        told.append(f"None of them: no method is more accurate than {reference} beyond chance.{mean}")
+    elif remedy is None:
+        told.append(f"None of them can be recommended: {best} has the highest mean, without a clear gain.")
+    else:
+        use = (
+            f"{remedy.method}: {_points(remedy.gain)} more accurate than {reference}, at {_times(remedy.passes)} its "
+            f"encoder passes."
+        )
+        if choice.fusion_wins:
+            told.append(f"Use {use}")
+        else:
+            told += [f"None of them for accuracy alone: {_rival(choice)}", f"To fuse the modalities, use {use}"]
+        rest = [name for name in ties if name != remedy.method]
+        if rest:
+            told.append(f"{_listed(rest)} cannot be told from it in accuracy.")
+    if choice.lead is not None and (remedy is None or choice.fusion_wins):
+        told.append(f"{_rival(choice)[0].upper()}{_rival(choice)[1:]}")
+    if choice.leaders.seeds == 1:
+        told.append("This rests on one seed: the tests speak of these trained networks, not of the methods.")
+    return told
+
+
+def _rival(choice: Choice) -> str:
+    """How the best single modality does against what is chosen, or against the best."""
+    assert choice.lead is not None
+    other = choice.method or choice.leaders.best
+    who = f"the best single modality, trained alone ({choice.single}),"
+    if choice.lead.p >= LEVEL:
+        return f"{who} cannot be told from {other} in accuracy."
+    less = choice.lead.difference < 0
+    turned = Paired(-choice.lead.difference, -choice.lead.high, -choice.lead.low, choice.lead.p, choice.lead.df)
+    return f"{who} is {_points(turned if less else choice.lead)} {'less' if less else 'more'} accurate than {other}."
+
+
+def _starvation(reference: str, readout: str | None, lost: Sequence[Gap]) -> list[str]:
+    if not lost or readout is None:
+        return [
+            "Which modality starves cannot be said: no runs of each modality alone, or no read-out inside the methods."
+        ]
+    starved = [gap for gap in lost if gap.starved]
+    if not starved:
+        most = lost[0]
+        return [
+            f"No modality starves in {reference}: the largest loss is that of {most.modality}, "
+            f"{most.alone * 100:.1f} % alone and {most.inside * 100:.1f} % inside, which is below "
+            f"{MARGIN * 100:g} point or within chance."
+        ]
+    doubt = "" if readout == "probe" else " No probe was recorded, so part of this may be the fusion, not the encoder."
+    return [
+        f"In {reference}, {gap.modality} starves: trained alone it reaches {gap.alone * 100:.1f} %, inside {reference} "
+        f"{INSIDE[readout]} {gap.inside * 100:.1f} %, {_points(gap.found)} less.{doubt}"
+        for gap in starved
+    ]
+
+
+def _recovery(lost: Sequence[Gap], found: Sequence[Remedy]) -> list[str]:
+    told = []
+    for m in (gap.modality for gap in lost if gap.starved):
+        helping = sorted((r for r in found if m in r.recovered), key=lambda r: -r.change[m])
+        if helping:
+            named = [f"{r.method} (+{r.change[m] * 100:.1f} points, {_times(r.passes)} the passes)" for r in helping]
+            rest = [f"{len(named) - MOST} more"] if len(named) > MOST else []
+            told.append(f"Recovered beyond chance, {m}: by {_listed([*named[:MOST], *rest])}.")
+        else:
+            told.append(f"Recovered beyond chance, {m}: by none.")
+    return told
+
+
+def _adjusted(tests: Mapping[Name, Paired]) -> dict[Name, Paired]:
+    """The tests with Holm-adjusted p."""
+    adjusted = holm([test.p for test in tests.values()])
+    return {
+        name: Paired(test.difference, test.low, test.high, p, test.df)
+        for (name, test), p in zip(tests.items(), adjusted, strict=True)
+    }
+
+
+def _points(test: Paired) -> str:
+    low, high = test.low * 100, test.high * 100
+    return f"{test.difference * 100:.1f} points (95 % interval {low:.1f} to {high:.1f})"
+
+
+def _times(passes: float) -> str:
+    return "an unknown multiple of" if np.isnan(passes) else f"{passes:.2f} times"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,166 @@
+#!/usr/bin/env python
+"""Write one page about the runs of a results folder: tables, figures, the methods, and what to use.
+
+    python benchmarks/report.py --dataset cgmnist,mosi
+
+The page is a single HTML file that needs no network: it can be sent to a colleague. Only existing records are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+if str(HERE.parent) not in sys.path:  # a plain checkout, called from anywhere
+    sys.path.insert(0, str(HERE.parent))
+
+import registry
+from balancebench_udi.errors import UserError, near_misses
+from balancebench_udi.report.figures.style import Drawing
+from balancebench_udi.report.groups import collect
+from balancebench_udi.report.page import FIGURED, FIGURES, Figures, MethodFacts, Part, Roles, page
+from balancebench_udi.report.published import Claim, load_published
+from balancebench_udi.spec import RunSpec
+from balancebench_udi.store import Store
+from benchmarks.command import Parser, default_out, guarded, short, words
+
+REFERENCE = "joint"
+"""The method against which gains and costs are given."""
+PUBLISHED = HERE / "published.yaml"
+
+ROLES = Roles(REFERENCE, alone=("unimodal", "ensemble"), single=("unimodal",))
+
+
+def parser() -> Parser:
+    """The command line."""
+    p = Parser(prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--dataset", help="names, separated by commas (default: every dataset with records)")
+    p.add_argument(
+        "--select", default="best_val", choices=("last", "best_val", "best_test"), help="which epoch the page reads"
+    )
+    p.add_argument("--out", type=Path, help="results folder (default: results in this checkout, else in this folder)")
+    p.add_argument("--to", type=Path, metavar="FILE.html", help="the page (default: report.html in the results folder)")
+    p.add_argument("--save-figures", action="store_true", help="write the figures as SVG and PNG, too, below figures/")
+    p.add_argument("--published", action="store_true", help="show published numbers beside ours")
+    p.add_argument(
+        "--figures", type=int, default=FIGURED, metavar="N", help=f"groups with figures (default: {FIGURED})"
+    )
+    return p
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 2 a mistake, 130 interrupted."""
+    return guarded(run, parser(), arguments, "nothing was written")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Read the records, write the page."""
+    if given.figures < 0:
+        raise UserError(f"--figures must be at least 0, found {given.figures}")
+    store = Store(given.out or default_out())
+    facts = method_facts()
+    usual = {name: one.defaults for name, one in facts.items()}
+    groups, lacking = collect(records(store, given.dataset), given.select, usual)
+    if not groups:
+        raise UserError(
+            f"the page needs runs that were evaluated for {given.select}, found none in {store.root}: "
+            "train with benchmarks/run.py, or name another --out or --select"
+        )
+    runs = sum(len(group.runs) for group in groups)
+    print(f"{runs} runs in {len(groups)} groups; figures for {min(given.figures, len(groups))} of them")
+    text = page(
+        groups,
+        given.select,
+        facts,
+        ROLES,
+        lambda spec: store.load(RunSpec.from_dict(dict(spec))),
+        functools.partial(published, load_published(PUBLISHED)) if given.published else None,
+        lacking,
+        given.figures,
+        saved(store) if given.save_figures else FIGURES,
+    )
+    if given.save_figures:
+        print(f"figures: {short(store.root / 'figures')}")
+    path = given.to or store.root / "report.html"
+    store.replace(path, lambda handle: handle.write(text.encode()))
+    print(f"written: {short(path)} ({len(text) / 1e6:.1f} MB)")
+    return 0
+
+
+def saved(store: Store) -> Figures:
+    """The figures of the page, each of which is also written below ``figures/<dataset>-<protocol>/`` when drawn."""
+
+    def keeping(name: str, draw: Callable[[Part, Sequence[Mapping[str, Any]]], Drawing | None]) -> Any:
+        def kept(part: Part, found: Sequence[Mapping[str, Any]]) -> Drawing | None:
+            drawing = draw(part, found)
+            if drawing is not None:
+                drawing.save(store.root / "figures" / plain(part.group.title.replace("protocol ", "")), plain(name))
+            return drawing
+
+        return kept
+
+    return tuple((name, keeping(name, draw)) for name, draw in FIGURES)
+
+
+def plain(title: str) -> str:
+    """``"cgmnist, small v1 (val_colour label)"`` as ``"cgmnist-small-v1-val_colour-label"``."""
+    return re.sub(r"[^\w.]+", "-", title.lower()).strip("-")
+
+
+def records(store: Store, datasets: str | None) -> Iterator[Mapping[str, Any]]:
+    """The records of the datasets asked for, one by one.
+
+    Raises:
+        UserError: a dataset without records.
+    """
+    if datasets is None:
+        yield from store.records()
+        return
+    known = {path.parents[1].name for path in store.record_paths()}
+    for name in words(datasets, "--dataset"):
+        if name not in known:
+            raise UserError(f"{store.root} has no record of a dataset called {name!r}{near_misses(name, known)}")
+        yield from store.records(name)
+
+
+def method_facts() -> dict[str, MethodFacts]:
+    """What every registered method says of itself; one that cannot be loaded is left out."""
+    facts = {}
+    for name in registry.methods.names():
+        try:
+            cls = registry.methods.get(name)
+        except UserError:  # a broken file breaks only itself
+            continue
+        defaults = cls.Options().as_dict()
+        facts[name] = MethodFacts(name, summary(cls), cls.reference, cls.family, defaults)
+    return facts
+
+
+def summary(cls: type) -> str:
+    """The idea of a method: its attribute ``idea``, else the first two sentences of its docstring that are prose."""
+    if idea := getattr(cls, "idea", ""):
+        return idea
+    paragraphs = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
+    prose = " ".join(" ".join(p.split()) for p in paragraphs if not p.startswith(" "))
+    sentences = re.split(r"(?<=[.:])\s+(?=[A-Z])", prose)
+    return " ".join([s for s in sentences if "http" not in s and s.endswith(".")][:2])
+
+
+def published(claims: Sequence[Claim], spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the literature says of the dataset of a group: of fused modalities, under no other fusion."""
+    return [
+        {"label": c.label, "accuracy": c.accuracy, "source": f"{c.source} {c.url}".strip(), "protocol": c.protocol}
+        for c in claims
+        if c.dataset == spec["dataset"] and c.modality is None and c.fusion in (None, spec["fusion"])
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
