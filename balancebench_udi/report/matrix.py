@@ -1,0 +1,480 @@
+"""A table of rows x columns made of records: variants of methods by datasets, each column under its own protocol."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from balancebench_udi.errors import UserError
+from balancebench_udi.metrics.predictions import unpack
+from balancebench_udi.metrics.statistics import (
+    Against,
+    against_best,
+    average_ranks,
+    bootstrap_interval,
+    critical_difference,
+    friedman,
+)
+from balancebench_udi.report import matrix_rendering as rendering
+from balancebench_udi.report.budget import passes
+from balancebench_udi.report.comparison import RULES, compare
+from balancebench_udi.store import Store
+
+if TYPE_CHECKING:
+    from balancebench_udi.report.published import Claim
+
+LEVEL = 0.05
+"""Of the tests, the custom of the field."""
+FEW_COLUMNS = 3
+"""Complete columns from which on average ranks are given."""
+FORMATS = {"md": rendering.markdown, "csv": rendering.csv, "tex": rendering.latex, "html": rendering.html}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What belongs into one cell.
+
+    Attributes:
+        records: the runs that exist, which differ in nothing but the seed.
+        wanted: how many runs there should be; 0 where none can be.
+        claims: published numbers of the same method on the same dataset, to stand beside ours.
+        absent: what is printed where there is neither.
+    """
+
+    records: tuple[Mapping[str, Any], ...] = ()
+    wanted: int = 0
+    claims: tuple[Claim, ...] = ()
+    absent: str = "-"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A mean over seeds. Accuracies are in [0, 1]; NaN where something cannot be said.
+
+    Attributes:
+        mean: over the n runs that have this value.
+        sd: sample standard deviation; NaN for one run.
+        n: runs in the mean.
+        wanted: runs asked for.
+        low: lower end of the 95 % bootstrap interval over seeds and samples, for the accuracy alone.
+        high: upper end.
+        p_adjusted: of the difference from the best row of the column, Holm's adjustment, for the accuracy alone; NaN
+            for the best row and for rows that were not compared.
+        best: it prints like the highest mean of the rows that were compared.
+        indistinguishable: the best row, or one that the test cannot tell from it.
+    """
+
+    mean: float
+    sd: float
+    n: int
+    wanted: int
+    low: float = math.nan
+    high: float = math.nan
+    p_adjusted: float = math.nan
+    best: bool = False
+    indistinguishable: bool = False
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A published number in its place: ``accuracy`` in percent, ``source`` counted from 1 in :attr:`Matrix.sources`."""
+
+    row: str
+    column: str
+    value: str
+    accuracy: float
+    claim: Claim
+    source: int
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The rows of a column that could be compared: those with the most seeds, over the seeds that they share.
+
+    ``left`` are those that have runs of fewer or other seeds, ``lacking`` those that should have runs and have none.
+    """
+
+    seeds: tuple[int, ...]
+    means: Mapping[str, float]
+    against: Against
+    left: tuple[str, ...]
+    lacking: tuple[str, ...]
+
+    @property
+    def close(self) -> list[str]:
+        """The rows that cannot be told from the best, without it."""
+        return [row for row in self.against.indistinguishable if row != self.against.best]
+
+    @property
+    def clear(self) -> list[str]:
+        """The rows that can."""
+        return [row for row in self.means if row not in self.against.indistinguishable]
+
+    def lead(self, rows: Sequence[str]) -> float:
+        """Points between the best row and the best of ``rows``."""
+        return 100 * (self.means[self.against.best] - max(self.means[row] for row in rows))
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A finished table.
+
+    Attributes:
+        title: in one line.
+        select: the reading: ``last``, ``best_val`` or ``best_test``.
+        rows: in their order.
+        columns: column -> the values shown in it, in their order.
+        numbers: (row, column, value) -> mean; nothing where no run has it.
+        absent: (row, column) -> what is printed where there is nothing.
+        ranks: row -> average rank by accuracy over the complete columns, 1 is best; empty with fewer than three.
+        beside: published numbers, part of no mean.
+        sources: where they are from and how they were made, a sentence each.
+        findings: what the numbers say, for readers without statistics, a sentence each.
+        notes: how to read the table, and what every row and column is, a sentence each.
+    """
+
+    title: str
+    select: str
+    rows: tuple[str, ...]
+    columns: Mapping[str, tuple[str, ...]]
+    numbers: Mapping[tuple[str, str, str], Number]
+    absent: Mapping[tuple[str, str], str]
+    ranks: Mapping[str, float]
+    beside: tuple[Beside, ...]
+    sources: tuple[str, ...]
+    findings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def text(self) -> str:
+        """The table for a terminal, at most 100 columns wide unless a single column is wider."""
+        return rendering.text(self)
+
+    def frame(self) -> pd.DataFrame:
+        """One row a number, accuracies in [0, 1] at full precision; published numbers below ours."""
+        ours = [
+            {"row": row, "column": column, "value": value, "select": self.select, **vars(number), "published": False}
+            for (row, column, value), number in self.numbers.items()
+        ]
+        for one in self.beside:
+            ours.append(
+                {"row": one.row, "column": one.column, "value": one.value, "select": one.claim.select}
+                | {"mean": one.accuracy / 100, "sd": _share(one.claim.sd), "published": True}
+                | {"source": one.claim.source, "protocol": one.claim.protocol}
+            )
+        names = ["row", "column", "value", "select", *Number.__dataclass_fields__, "published", "source", "protocol"]
+        return pd.DataFrame(ours, columns=names)
+
+
+def build(
+    title: str,
+    rows: Mapping[str, str],
+    columns: Mapping[str, str],
+    cells: Mapping[tuple[str, str], Cell],
+    values: Sequence[str] = ("accuracy",),
+    select: str = "best_val",
+    caption: Sequence[str] = (),
+) -> Matrix:
+    """Average the records of every cell over their seeds, and compare the rows within every column.
+
+    Args:
+        rows: name -> what it is, in a sentence; may be empty.
+        columns: name -> what it is, in a sentence: data, protocol; may be empty.
+        cells: (row, column) -> what belongs there, for every pair.
+        values: scores of the test split, or ``passes`` (samples through the encoders, forward + 2 x backward), as
+            names or patterns such as ``alone/*``, in the order in which a column shows them.
+        select: the reading: ``last``, ``best_val`` or ``best_test``.
+        caption: sentences that belong to this table.
+
+    Raises:
+        UserError: what :func:`~balancebench_udi.report.comparison.compare` refuses within a cell; cells of a column
+            that were not tested on the same data; a pattern that no score could have.
+    """
+    numbers: dict[tuple[str, str, str], Number] = {}
+    shown: dict[str, tuple[str, ...]] = {}
+    contests: dict[str, Contest] = {}
+    for column in columns:
+        mine = {row: cells[row, column] for row in rows}
+        _check(column, mine, select)
+        shown[column] = _shown(values, mine, select)
+        fullest = _fullest(mine)
+        if len(fullest) > 1:
+            contests[column] = _contest(mine, fullest, select)
+        for value in shown[column]:
+            found = {row: number for row in rows if (number := _number(mine[row], value, select))}
+            for row, number in _judged(found, value, fullest, contests.get(column)).items():
+                numbers[row, column, value] = number
+    beside, sources = _beside(cells, shown)
+    scores = _complete(cells, rows, columns, numbers)
+    ranked = len(scores) >= FEW_COLUMNS and len(scores.columns) > 1
+    ranks = average_ranks(scores) if ranked else pd.Series(dtype=float)
+    findings = [_finding(column, contest) for column, contest in contests.items()]
+    if ranked:
+        findings.append(_ranking(scores, ranks, cells))
+    if contests:
+        findings.append(
+            "Not to be told from the best is not the same as equal to it; and nothing here says how the rows would "
+            "compare on other data, under other protocols or with longer training."
+        )
+    notes = [*caption, *_reading(values, select, contests, ranked, bool(sources)), _coverage(cells, rows, columns)]
+    notes += [f"{name}: {about}" for name, about in [*columns.items(), *rows.items()] if about]
+    return Matrix(
+        title=title,
+        select=select,
+        rows=tuple(rows),
+        columns=shown,
+        numbers=numbers,
+        absent={place: cell.absent for place, cell in cells.items()},
+        ranks={str(row): float(rank) for row, rank in ranks.items()},
+        beside=beside,
+        sources=sources,
+        findings=tuple(findings),
+        notes=tuple(notes),
+    )
+
+
+def write(matrix: Matrix, folder: Path, formats: Sequence[str] = tuple(FORMATS)) -> list[Path]:
+    """Write ``table.md``, ``table.csv``, ``table.tex`` and ``table.html``, or some of them; equal records, equal bytes.
+
+    Raises:
+        UserError: an unknown format, or ``folder`` cannot be written.
+    """
+    paths = []
+    for suffix in formats:
+        if suffix not in FORMATS:
+            raise UserError(f"a table's format must be one of {', '.join(FORMATS)}, found {suffix!r}")
+        made = FORMATS[suffix](matrix).encode()
+        paths.append(folder / f"table.{suffix}")
+        Store(folder).replace(paths[-1], lambda handle: handle.write(made))
+    return paths
+
+
+def _check(column: str, cells: Mapping[str, Cell], select: str) -> None:
+    """Refuse what has no place in one cell, or in one column."""
+    first = None
+    for row, cell in cells.items():
+        if not cell.records:
+            continue
+        compare(cell.records, select)
+        for name in ("dataset", "dataset_version", "fingerprint"):
+            mine = cell.records[0]["spec"][name]
+            first = first or (row, cell.records[0]["spec"])
+            if mine != first[1][name]:
+                raise UserError(
+                    f"the rows of a column must be tested on the same data, found {name} {first[1][name]} of "
+                    f"{first[0]} and {mine} of {row} in {column}: remove the older records and train them again"
+                )
+
+
+def _shown(values: Sequence[str], cells: Mapping[str, Cell], select: str) -> tuple[str, ...]:
+    """The values of a column, patterns replaced by what its records and its published numbers have."""
+    records = [record for cell in cells.values() for record in cell.records]
+    order = {m: place for record in records for place, m in enumerate(record["result"]["modalities"])}
+    known = {name for record in records for name in record["result"]["readings"][select]["test"]} | {"passes"}
+    known |= {_value(claim) for cell in cells.values() for claim in cell.claims}
+    ordered = sorted(known, key=lambda name: (order.get(name.partition("/")[2], len(order)), name))
+    found: dict[str, None] = {}
+    for pattern in values:
+        hits = [name for name in ordered if fnmatch.fnmatchcase(name, pattern)]
+        found |= dict.fromkeys(hits if "*" in pattern else [pattern])
+    return tuple(found)
+
+
+def _value(claim: Claim) -> str:
+    """The value that a published number is one of."""
+    return "accuracy" if claim.modality is None else f"alone/{claim.modality}"
+
+
+def _seeds(cell: Cell) -> set[int]:
+    return {record["spec"]["seed"] for record in cell.records}
+
+
+def _fullest(cells: Mapping[str, Cell]) -> dict[str, tuple[int, ...]]:
+    """The rows with the most seeds, as long as these are the same seeds, and the seeds."""
+    most = max(cells.values(), key=lambda cell: len(cell.records))
+    seeds = _seeds(most)
+    return {row: tuple(sorted(seeds)) for row, cell in cells.items() if seeds and _seeds(cell) == seeds}
+
+
+def _contest(cells: Mapping[str, Cell], rows: Mapping[str, tuple[int, ...]], select: str) -> Contest:
+    right = {row: _correct(cells[row].records, select) for row in rows}
+    means = {row: float(values.mean()) for row, values in right.items()}
+    left = tuple(row for row, cell in cells.items() if cell.records and row not in rows)
+    lacking = tuple(row for row, cell in cells.items() if cell.wanted and not cell.records)
+    return Contest(next(iter(rows.values())), means, against_best(right, LEVEL), left, lacking)
+
+
+def _correct(records: Sequence[Mapping[str, Any]], select: str) -> np.ndarray:
+    """``[S, N]`` whether the fused prediction was right, seeds in rising order."""
+    rows = []
+    for record in sorted(records, key=lambda record: record["spec"]["seed"]):
+        predicted = unpack(record["result"]["readings"][select]["predictions"]["fused"])
+        rows.append((predicted == unpack(record["result"]["test_target"])).numpy())
+    return np.stack(rows)
+
+
+def _number(cell: Cell, value: str, select: str) -> Number | None:
+    """The mean of one value; None where no run has it."""
+    if value == "passes":
+        found = [passes(record) for record in cell.records]
+    else:
+        tests = [record["result"]["readings"][select]["test"] for record in cell.records]
+        found = [test[value] for test in tests if value in test]
+    if not found:
+        return None
+    low, high = bootstrap_interval(_correct(cell.records, select)) if value == "accuracy" else (math.nan, math.nan)
+    sd = statistics.stdev(found) if len(found) > 1 else math.nan
+    return Number(statistics.fmean(found), sd, len(found), cell.wanted, low, high)
+
+
+def _judged(
+    numbers: Mapping[str, Number], value: str, fullest: Mapping[str, Any], contest: Contest | None
+) -> dict[str, Number]:
+    """The numbers of one column and value, with the best ones marked and p where there is one."""
+    rivals = [row for row in numbers if row in fullest]
+    top = max((numbers[row].mean for row in rivals), default=math.nan)
+    judged = {}
+    for row, number in numbers.items():
+        same = rendering.printed(number.mean, value) == rendering.printed(top, value)
+        best = same and row in rivals and len(rivals) > 1 and rendering.higher_is_better(value)
+        told: dict[str, Any] = {}
+        if value == "accuracy" and contest is not None:
+            told["p_adjusted"] = contest.against.p.get(row, math.nan)
+            told["indistinguishable"] = row in contest.against.indistinguishable
+        judged[row] = Number(**{**vars(number), "best": best, **told})
+    return judged
+
+
+def _beside(
+    cells: Mapping[tuple[str, str], Cell], shown: Mapping[str, Sequence[str]]
+) -> tuple[tuple[Beside, ...], tuple[str, ...]]:
+    """Published numbers whose value is shown, and their sources in the order in which they come."""
+    sources: dict[str, int] = {}
+    found = []
+    for (row, column), cell in cells.items():
+        for claim in cell.claims:
+            if claim.accuracy is None or _value(claim) not in shown[column]:
+                continue
+            protocol = claim.protocol.rstrip(".")
+            text = f"{claim.source}. Protocol: {protocol}. Epoch: {claim.select}. Known from: {claim.confidence}."
+            source = sources.setdefault(text, len(sources) + 1)
+            found.append(Beside(row, column, _value(claim), claim.accuracy, claim, source))
+    return tuple(found), tuple(sources)
+
+
+def _complete(
+    cells: Mapping[tuple[str, str], Cell],
+    rows: Mapping[str, str],
+    columns: Mapping[str, str],
+    numbers: Mapping[tuple[str, str, str], Number],
+) -> pd.DataFrame:
+    """Mean accuracies of the columns in which every run exists; rows that some such column lacks are left out."""
+    places = [(row, column) for row in rows for column in columns if cells[row, column].wanted]
+    short = {column for row, column in places if len(cells[row, column].records) < cells[row, column].wanted}
+    full = [c for c in columns if c not in short and any((row, c) in places for row in rows)]
+    kept = [row for row in rows if full and all((row, c, "accuracy") in numbers for c in full)]
+    return pd.DataFrame({row: [numbers[row, c, "accuracy"].mean for c in full] for row in kept}, index=full)
+
+
+def _finding(column: str, contest: Contest) -> str:
+    """What one column says."""
+    best, close, clear = contest.against.best, contest.close, contest.clear
+    means = contest.means
+    head = f"On {column}, {best} has the highest mean ({100 * means[best]:.1f} %)"
+    once = len(contest.seeds) == 1
+    at = "in this one run of each" if once else f"at these {len(contest.seeds)} seeds"
+    if not close:
+        second = max(clear, key=lambda row: means[row])
+        lead = f"its lead over {second} ({contest.lead(clear):.1f} points)"
+        end = f"{lead}, the next, is larger than chance explains {at}"
+    elif not clear:
+        none = f"{close[0]} cannot be told from it" if len(close) == 1 else "no row can be told from it"
+        end = f"{none} {at}: chance alone explains a lead such as that over {_next(contest)}"
+    else:
+        names = _listed(close) if len(close) <= 3 else f"{len(close)} rows"
+        behind = clear[0] if len(clear) == 1 else f"the {len(clear)} other rows"
+        least = "" if len(clear) == 1 else "at least "
+        lead = f"its lead over {behind} ({least}{contest.lead(clear):.1f} points)"
+        end = f"{names} cannot be told from it {at}; {lead} is larger than chance explains"
+    once_more = "; training again may change it" if once else ""
+    left = f" Not compared, with fewer or other seeds: {_listed(contest.left)}." if contest.left else ""
+    lacking = f" Without runs so far: {_listed(contest.lacking)}." if contest.lacking else ""
+    return f"{head}; {end}{once_more}.{left}{lacking}"
+
+
+def _next(contest: Contest) -> str:
+    second = max(contest.close, key=lambda row: contest.means[row])
+    return f"{second} ({contest.lead(contest.close):.1f} points)"
+
+
+def _ranking(scores: pd.DataFrame, ranks: pd.Series, cells: Mapping[tuple[str, str], Cell]) -> str:
+    """Average ranks in a sentence, with their test where the columns are different datasets."""
+    lowest = ranks.min()
+    first = [str(row) for row, rank in ranks.items() if rank == lowest]
+    text = (
+        f"Over the {len(scores)} complete columns {_listed(first)} {'has' if len(first) == 1 else 'have'} the lowest "
+        f"average rank ({lowest:.1f} of {len(ranks)})"
+    )
+    datasets = {next(cells[row, c].records[0]["spec"]["dataset"] for row in scores.columns) for c in scores.index}
+    if len(datasets) < len(scores):
+        return f"{text}; columns of the same data are no independent tests, so none is made."
+    if len(ranks) < 3:
+        return f"{text}; two rows are too few for a test of ranks."
+    p = friedman(scores)[1]
+    told = f"Friedman p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+    if p >= LEVEL:
+        return f"{text}; ranks such as these may come about by chance over so few columns ({told})."
+    apart = critical_difference(len(ranks), len(scores), LEVEL)
+    return f"{text}; ranks differ beyond chance ({told}), two of them where they lie {apart:.1f} apart (Nemenyi, 5 %)."
+
+
+def _reading(
+    values: Sequence[str], select: str, contests: Mapping[str, Contest], ranked: bool, published: bool
+) -> list[str]:
+    """How to read the table."""
+    percent = "scores of the test split in percent unless a column says otherwise"
+    lines = [
+        f"Cells: {percent}, mean ± sample standard deviation over seeds (n of N runs); bold: the highest mean of a "
+        "column among the rows with the most seeds.",
+        RULES[select],
+    ]
+    if contests:
+        lines.append(
+            "†: cannot be told from the best row of the column (paired test over seeds and samples, Holm's adjustment "
+            "within the column, 5 %); rows with fewer or other seeds are not compared."
+        )
+    if "passes" in values:
+        lines.append("passes: million samples through the encoders, forward + 2 × backward, summed over the encoders.")
+    if ranked:
+        lines.append("rank: average over the complete columns of the rank by mean accuracy; 1 is best.")
+    if published:
+        lines.append("Numbers with [a source] were published, each under its own protocol; no mean or test has them.")
+    return lines
+
+
+def _coverage(cells: Mapping[tuple[str, str], Cell], rows: Mapping[str, str], columns: Mapping[str, str]) -> str:
+    """Which runs the table has, and which it lacks."""
+    wanted = sum(cell.wanted for cell in cells.values())
+    text = f"{sum(len(cell.records) for cell in cells.values())} of {wanted} runs exist"
+    empty = [c for c in columns if not any(cells[row, c].records for row in rows)]
+    if empty:
+        text += f"; no run on {_listed(empty)}"
+    foreign = [row for row in rows if not any(cells[row, c].wanted for c in columns)]
+    if foreign:
+        text += f"; not implemented here: {_listed(foreign)}"
+    return f"{text}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _share(percent: float | None) -> float:
+    return math.nan if percent is None else percent / 100

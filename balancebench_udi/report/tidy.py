@@ -1,0 +1,152 @@
+"""Records as one tidy table, for people with notebooks of their own: one row a run and reading, one column a number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from balancebench_udi.errors import UserError
+from balancebench_udi.metrics.balance import complementarity, utilisation
+from balancebench_udi.metrics.predictions import unpack
+from balancebench_udi.report.budget import passes
+from balancebench_udi.report.comparison import RULES
+from balancebench_udi.spec import canonical
+
+IDENTITY = (
+    *("key", "cell", "dataset", "dataset_version", "dataset_options", "fingerprint", "modalities"),
+    *("protocol", "protocol_version", "method", "method_version", "method_options", "encoders", "fusion"),
+    *("optimizer", "schedule", "lr", "epochs", "batch_size", "precision", "test_each_epoch", "seed"),
+    *("reading", "reading_epochs"),
+)
+SCORES = (
+    *("accuracy", "macro_f1", "loss", "ece", "top5", "share/", "masked/", "alone/", "probe/", "shapley/"),
+    *("imbalance", "imbalance_relative", "discrepancy/", "cka/"),
+)
+"""The test scores in the order of their columns; a name that ends in ``/`` stands for all that begin with it."""
+DERIVED = ("val_accuracy", "val_loss", "utilisation/", "complementarity/")
+COSTS = (
+    *("parameters", "passes_forward", "passes_backward", "passes", "flops", "seconds", "cpu_seconds", "wall_seconds"),
+    *("peak_memory_bytes", "device_type", "device", "threads", "torch", "commit"),
+)
+ORDER = ("dataset", "protocol", "protocol_version", "method", "cell", "seed", "key")
+"""By what the rows are sorted; the readings of a run stay in the order last, best_val, best_test."""
+
+
+def rows(record: Mapping[str, Any], select: str | None = None) -> list[dict[str, Any]]:
+    """One row for every reading of a run.
+
+    A row holds, in this order:
+
+    - the specification, with mappings as canonical JSON; ``lr`` is the learning rate at the start of a phase;
+    - ``reading``, and ``reading_epochs``: the epoch that was read of every phase, as a JSON list;
+    - every test score under the name that the record gives it: accuracies in [0, 1], ``loss`` in nats;
+    - ``val_accuracy`` and ``val_loss``, and from the test split ``utilisation/m`` and ``complementarity/...``
+      (:mod:`balancebench_udi.metrics.balance`);
+    - costs: ``parameters``; ``passes_forward`` and ``passes_backward`` (samples through the encoders, summed over
+      them), ``passes`` (forward + 2 x backward) and ``flops``; ``seconds`` and ``cpu_seconds`` of training, all as if
+      the run had been made alone; ``wall_seconds`` from start to record, evaluation included and reused phases not;
+      ``peak_memory_bytes``; the machine.
+
+    Args:
+        record: as :func:`balancebench_udi.store.read_record` returns it.
+        select: ``last``, ``best_val`` or ``best_test``: this reading only, and no row where the run does not have it;
+            None: all that it has.
+
+    Raises:
+        UserError: an unknown reading.
+    """
+    if select is not None and select not in RULES:
+        raise UserError(f"select must be one of {', '.join(RULES)}, found {select!r}")
+    result, identity, costs = record["result"], _identity(record), _costs(record)
+    target = unpack(result["test_target"])
+    made = []
+    for name in RULES if select is None else [select]:
+        if name not in result["readings"]:
+            continue
+        reading = result["readings"][name]
+        derived = _derived(reading, target, result["modalities"])
+        epochs = canonical(reading["epochs"])
+        made.append({**identity, "reading": name, "reading_epochs": epochs, **reading["test"], **derived, **costs})
+    return made
+
+
+def frame(records: Iterable[Mapping[str, Any]], select: str | None = None) -> pd.DataFrame:
+    """The :func:`rows` of many records, NaN where a run lacks a score.
+
+    Records are taken one at a time. Rows and columns are sorted, so that the order of the records leaves no trace.
+
+    Args:
+        records: for example :meth:`balancebench_udi.store.Store.records`.
+        select: see :func:`rows`.
+
+    Raises:
+        UserError: an unknown reading; a file that is not a record.
+    """
+    table = pd.DataFrame([row for record in records for row in rows(record, select)])
+    if table.empty:
+        return pd.DataFrame(columns=[*IDENTITY, *COSTS])
+    table = table.sort_values(list(ORDER), kind="stable", ignore_index=True)
+    return table[sorted(table.columns, key=_place)]
+
+
+def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
+    spec = record["spec"]
+    values = {name: canonical(value) if isinstance(value, Mapping) else value for name, value in spec.items()}
+    values |= {"key": record["key"], "cell": record["cell"], "lr": spec["optimizer"]["lr"]}
+    return {**values, "modalities": canonical(record["result"]["modalities"])}
+
+
+def _derived(reading: Mapping[str, Any], target: Tensor, modalities: list[str]) -> dict[str, float]:
+    known = utilisation(reading["test"], modalities)
+    knew = complementarity(_Unpacked(reading["predictions"]), target, modalities)
+    return {
+        "val_accuracy": reading["val"]["accuracy"],
+        "val_loss": reading["val"]["loss"],
+        **{f"utilisation/{m}": value for m, value in known.items()},
+        **{f"complementarity/{case}": value for case, value in knew.items()},
+    }
+
+
+class _Unpacked(Mapping[str, Tensor]):
+    """Predictions as classes ``[N]``, unpacked when they are asked for: most read-outs never are."""
+
+    def __init__(self, packed: Mapping[str, str]) -> None:
+        self.packed = packed
+
+    def __getitem__(self, name: str) -> Tensor:
+        return unpack(self.packed[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.packed
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.packed)
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+
+def _costs(record: Mapping[str, Any]) -> dict[str, Any]:
+    result, cost, machine = record["result"], record["cost"], record["machine"]
+    return {
+        "parameters": result["parameters"],
+        "passes_forward": sum(result["passes"]["forward"].values()),
+        "passes_backward": sum(result["passes"]["backward"].values()),
+        "passes": passes(record),
+        "flops": cost["flops"],
+        "seconds": sum(phase["seconds"] for phase in cost["phases"]),
+        "cpu_seconds": sum(phase["cpu_seconds"] for phase in cost["phases"]),
+        "wall_seconds": cost["wall_seconds"],
+        "peak_memory_bytes": cost["peak_memory_bytes"],
+        **{name: machine[name] for name in ("device_type", "device", "threads", "torch", "commit")},
+    }
+
+
+def _place(column: str) -> tuple[int, str]:
+    """Where a column stands; a score that is not listed comes after those that are."""
+    order = [*IDENTITY, *SCORES, "", *DERIVED, *COSTS]
+    family = column.partition("/")[0] + "/" if "/" in column else column
+    return order.index(family if family in order else ""), column

@@ -1,0 +1,338 @@
+"""Tables as YAML: which methods by which data, and the runs that each of their cells wants."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import registry
+from balancebench_udi.errors import UserError, near_misses
+from balancebench_udi.nets.encoders import ENCODERS, encoder_options
+from balancebench_udi.protocol import Protocol, load_protocol
+from balancebench_udi.report.comparison import RULES
+from benchmarks.command import PROTOCOLS, parse_settings
+from benchmarks.run import parse_seeds, parser, run_overrides
+
+TABLES = Path(__file__).resolve().parent / "tables"
+
+
+@dataclass(frozen=True)
+class Column:
+    """Data under a protocol.
+
+    Attributes:
+        name: as printed.
+        dataset: its name in the registry; one that is not there stays empty.
+        protocol: a preset of ``benchmarks/protocols``, or a YAML file.
+        set: what ``--set`` of ``run.py`` takes, such as ``cgmnist.train_size: 4000`` or ``optimizer.lr: 0.01``.
+        epochs, fusion, precision: instead of the protocol's.
+        encoders: modality -> ``{name: ..., options}``, instead of the protocol's.
+    """
+
+    name: str
+    dataset: str
+    protocol: str
+    set: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int | None = None
+    fusion: str | None = None
+    precision: str | None = None
+    encoders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method and its options.
+
+    Attributes:
+        name: as printed.
+        method: its name in the registry; one that is not there stays empty.
+        set: its options; an entry whose value is a mapping is that of one dataset (``cgmnist: {anchor: gray}``), and a
+            row with such entries exists on these datasets only.
+        epochs: a number, or a multiple of the column's, such as ``2x``.
+        fusion: instead of the column's.
+        note: what there is to say about it.
+    """
+
+    name: str
+    method: str
+    set: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int | str | None = None
+    fusion: str | None = None
+    note: str = ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the method as the protocol has it, which published numbers can stand beside."""
+        return not self.set and self.epochs is None
+
+    @property
+    def about(self) -> str:
+        """What it is, in a sentence; empty for the method as it is."""
+        parts = [] if self.fusion is None else [f"fusion {self.fusion}"]
+        parts += [] if self.epochs is None else [f"{self.epochs} epochs"]
+        for name, value in self.set.items():
+            if isinstance(value, Mapping):
+                parts.append(f"{', '.join(f'{k} {_text(v)}' for k, v in value.items())} on {name}")
+            else:
+                parts.append(f"{name} {_text(value)}")
+        made = f"{self.method} with {'; '.join(parts)}." if parts else ""
+        return " ".join(filter(None, [made, self.note]))
+
+
+@dataclass(frozen=True)
+class Table:
+    """One YAML file; see :class:`Row` and :class:`Column`.
+
+    Attributes:
+        name: that of the file.
+        title: in one line.
+        rows, columns: at least one of each.
+        about: what it is for, in a sentence or two.
+        seeds: such as ``0-4``.
+        select: the reading: ``last``, ``best_val`` or ``best_test``.
+        values: scores that every column shows, or patterns of them.
+        published: groups of ``benchmarks/published.yaml`` to stand beside.
+        caption: sentences that belong to it.
+    """
+
+    name: str
+    title: str
+    rows: Sequence[Row]
+    columns: Sequence[Column]
+    about: str = ""
+    seeds: str = "0-4"
+    select: str = "best_val"
+    values: Sequence[str] = ("accuracy",)
+    published: Sequence[str] = ()
+    caption: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The runs of one cell.
+
+    Attributes:
+        spec: what their specifications hold, seed, fingerprint, default encoders and automatic precision apart.
+        encoders: modality -> description as far as it is given.
+        protocol: that of the cell, every default filled in.
+    """
+
+    spec: Mapping[str, Any]
+    encoders: Mapping[str, Mapping[str, Any]]
+    protocol: Protocol
+
+    def has(self, spec: Mapping[str, Any]) -> bool:
+        """Whether a run is one of them, whatever its seed."""
+        return all(spec.get(name, False) == value for name, value in self.spec.items()) and all(
+            m in spec["encoders"] and _same_encoder(spec["encoders"][m], given) for m, given in self.encoders.items()
+        )
+
+
+def load_table(name: str) -> Table:
+    """Table ``name`` of ``benchmarks/tables``, or a path to a YAML file.
+
+    Raises:
+        UserError: no such table (with near misses), damaged YAML, an unknown or absent key, a value of the wrong kind.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else TABLES / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"there is no table called {name!r}{near_misses(name, table_names())}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} must be YAML, found a mistake: {' '.join(str(error).split())}") from None
+    given = _keys(values, Table, path.name, "name")
+    parts = {
+        "rows": [_part(Row, one, f"a row of {path.name}") for one in given["rows"]],
+        "columns": [_part(Column, one, f"a column of {path.name}") for one in given["columns"]],
+    }
+    for kind, members in parts.items():
+        names = [member.name for member in members]
+        twice = [n for n in names if names.count(n) > 1]
+        if twice or not names:
+            found = f"found {twice[0]!r} twice" if twice else "found none"
+            raise UserError(f"the {kind} of {path.name} must be one or more with names of their own, {found}: mend it")
+    if given.get("select", "best_val") not in RULES:
+        raise UserError(f"select of {path.name} must be one of {', '.join(RULES)}, found {given['select']!r}")
+    table = Table(**{"name": path.stem, **given, **parts, "seeds": str(given.get("seeds", "0-4"))})
+    parse_seeds(table.seeds)
+    return table
+
+
+def table_names() -> list[str]:
+    """The tables of this checkout."""
+    return sorted(path.stem for path in TABLES.glob("*.yaml"))
+
+
+KINDS: dict[str, tuple[type, str]] = {
+    **dict.fromkeys(("rows", "columns", "values", "published", "caption"), (list, "a list")),
+    **dict.fromkeys(("set", "encoders"), (dict, "names with values")),
+    **dict.fromkeys(("name", "title", "about", "select", "dataset", "protocol", "method", "note"), (str, "text")),
+    **dict.fromkeys(("fusion", "precision"), (str, "a name")),
+}
+"""What a key of a table, a row or a column must hold."""
+
+
+def _keys(values: Any, cls: type, where: str, *derived: str) -> dict[str, Any]:
+    """``values`` as the fields of ``cls``, ``derived`` ones apart: no key unknown, none of those it needs absent."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where} must hold names with values, found {values!r}")
+    fields = [f for f in dataclasses.fields(cls) if f.name not in derived]
+    known = [f.name for f in fields]
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"{where} has no key {key!r}{near_misses(str(key), known)}")
+        kind, words = KINDS.get(key, (object, ""))
+        if not isinstance(value, kind):
+            raise UserError(f"{key} of {where} must be {words}, found {value!r}")
+    for f in fields:
+        needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if needed and f.name not in values:
+            raise UserError(f"{where} must have the key {f.name!r}, found {', '.join(map(str, values)) or 'none'}")
+    return values
+
+
+def _part(cls: type, values: Any, where: str) -> Any:
+    """A row or a column."""
+    made = cls(**_keys(values, cls, where))
+    where = f"{made.name!r}, {where}"
+    epochs = made.epochs
+    if isinstance(epochs, str):
+        _factor(epochs, where)
+    elif epochs is not None and (type(epochs) is not int or epochs < 1):
+        raise UserError(f"epochs of {where}, must be a whole number >= 1 or a multiple such as 2x, found {epochs!r}")
+    for m, encoder in getattr(made, "encoders", {}).items():
+        if not isinstance(encoder, dict) or encoder.get("name") not in ENCODERS:
+            raise UserError(f"encoder {m} of {where}, must name one of {', '.join(ENCODERS)}, found {encoder!r}")
+    return made
+
+
+def _factor(epochs: str, where: str) -> float:
+    """``"2x"`` as 2."""
+    try:
+        factor = float(epochs.removesuffix("x")) if epochs.endswith("x") else 0.0
+    except ValueError:
+        factor = 0.0
+    if factor <= 0:
+        raise UserError(f"epochs of {where}, must be a whole number or a multiple such as 2x, found {epochs!r}")
+    return factor
+
+
+def applies(row: Row, column: Column) -> bool:
+    """Whether the row exists on the column's dataset."""
+    datasets = [name for name, value in row.set.items() if isinstance(value, Mapping)]
+    return not datasets or column.dataset in datasets
+
+
+def known(row: Row, column: Column) -> bool:
+    """Whether both the method and the dataset are registered."""
+    return row.method in registry.methods.names() and column.dataset in registry.datasets.names()
+
+
+def namespace(column: Column, rows: Sequence[Row], select: str, **more: Any) -> argparse.Namespace:
+    """The command line of ``run.py`` that trains ``rows`` (of one fusion and number of epochs) on the column.
+
+    Args:
+        more: other arguments of ``run.py``, such as ``seeds="0-4"``; None leaves its default.
+    """
+    given = {"dataset": column.dataset, "protocol": column.protocol, "select": select, **more}
+    given |= {"methods": ",".join(row.method for row in rows), "fusion": rows[0].fusion or column.fusion}
+    given |= {"epochs": epochs(rows[0], column), "precision": more.get("precision") or column.precision}
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
+    settings = [f"{name}={_text(value)}" for name, value in column.set.items()]
+    settings += [f"encoder.{m}.{k}={_text(v)}" for m, one in column.encoders.items() for k, v in one.items()]
+    for row in rows:
+        settings += [f"{row.method}.{name}={_text(value)}" for name, value in options(row, column).items()]
+    each = ["--test-each-epoch"] if select == "best_test" else []
+    return parser().parse_args([*words, *each, *(f"--set={text}" for text in settings)])
+
+
+def options(row: Row, column: Column) -> dict[str, Any]:
+    """The options that the row sets on the column's dataset."""
+    common = {name: value for name, value in row.set.items() if not isinstance(value, Mapping)}
+    return {**common, **row.set.get(column.dataset, {})}
+
+
+def epochs(row: Row, column: Column) -> int | None:
+    """Epochs of a phase, where they are not the protocol's."""
+    if not isinstance(row.epochs, str):
+        return row.epochs or column.epochs
+    base = column.epochs or load_protocol(column.protocol, PROTOCOLS, {}).run.epochs
+    return max(1, round(base * _factor(row.epochs, repr(row.name))))
+
+
+def wanted(row: Row, column: Column, select: str) -> Wanted:
+    """The runs of one cell, as ``run.py`` would plan them, without reading any data.
+
+    Raises:
+        UserError: an option, a protocol or a name that ``run.py`` would refuse.
+    """
+    given = namespace(column, [row], select)
+    settings = parse_settings(given.set, [row.method, column.dataset])
+    protocol = load_protocol(given.protocol, PROTOCOLS, run_overrides(given, settings))
+    method, dataset = registry.methods.get(row.method), registry.datasets.get(column.dataset)
+    chosen, data = (
+        cls.Options.build(name, {**where.get(name, {}), **settings.get(name, {})}).as_dict()
+        for cls, name, where in ((method, row.method, protocol.methods), (dataset, column.dataset, protocol.datasets))
+    )
+    if column.encoders and not protocol.name.endswith("+"):
+        protocol = dataclasses.replace(protocol, name=f"{protocol.name}+")
+    run = dataclasses.asdict(protocol.run)
+    if run["precision"] == "auto":
+        del run["precision"]
+    spec = {
+        "protocol": protocol.name,
+        "protocol_version": protocol.version,
+        "dataset": column.dataset,
+        "dataset_version": dataset.version,
+        "dataset_options": data,
+        "method": row.method,
+        "method_version": method.version,
+        "method_options": chosen,
+        "optimizer": protocol.optimizer.as_dict(),
+        "schedule": protocol.schedule.as_dict(),
+        **run,
+    }
+    return Wanted(spec, _encoders(protocol, column), protocol)
+
+
+def _encoders(protocol: Protocol, column: Column) -> dict[str, dict[str, Any]]:
+    """The encoders that are given; options of a protocol's encoder hold for another one no more."""
+    given = {m: dict(one) for m, one in protocol.encoders.items()}
+    for m, one in column.encoders.items():
+        kept = given.get(m, {})
+        given[m] = {**(kept if kept.get("name", one["name"]) == one["name"] else {}), **one}
+    return given
+
+
+def _same_encoder(found: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Whether the description ``found`` is that of ``given``, with every default filled in."""
+    name, rest = given.get("name", found["name"]), {k: v for k, v in given.items() if k != "name"}
+    return found["name"] == name and dict(found) == encoder_options(name, ENCODERS[name].kinds[0], rest)
+
+
+def groups(rows: Iterable[Row]) -> list[list[Row]]:
+    """Rows that one call of ``run.py`` can train: of the same epochs and fusion, no method twice."""
+    found: list[list[Row]] = []
+    for row in rows:
+        for group in found:
+            alike = (group[0].epochs, group[0].fusion) == (row.epochs, row.fusion)
+            if alike and row.method not in [other.method for other in group]:
+                group.append(row)
+                break
+        else:
+            found.append([row])
+    return found
+
+
+def _text(value: Any) -> str:
+    """A value of YAML as ``--set`` reads it."""
+    if isinstance(value, list):
+        return ",".join(map(_text, value))
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)

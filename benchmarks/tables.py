@@ -1,0 +1,345 @@
+#!/usr/bin/env python
+"""Tables of several methods, their variants and data sets, made of the records that exist.
+
+    python benchmarks/tables.py udi-main                                # print and write the table
+    python benchmarks/tables.py --list                                  # all tables, and how far they are
+    python benchmarks/tables.py udi-main --run --data-root DIR          # train what it lacks, then the same
+
+What a table holds is one YAML file in ``benchmarks/tables``; a path to a file of your own works as well. A run belongs
+to a cell if ``run.py`` would plan it for that cell, so that no data are needed to print a table. Data that are not
+there leave their columns empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+if str(HERE.parent) not in sys.path:  # a plain checkout, called from anywhere
+    sys.path.insert(0, str(HERE.parent))
+
+import torch
+
+import registry
+from balancebench_udi.errors import UserError, near_misses
+from balancebench_udi.protocol import Protocol, load_protocol
+from balancebench_udi.report import matrix
+from balancebench_udi.report.comparison import RULES
+from balancebench_udi.report.published import Claim, load_published
+from balancebench_udi.runner import Job, run_all
+from balancebench_udi.store import Store, read_record
+from benchmarks.command import PROTOCOLS, Parser, data_root, default_out, duration, guarded, short, words
+from benchmarks.run import make_plan, parse_seeds, plan_again, print_plan, report_rest
+from benchmarks.table_specs import (
+    Column,
+    Row,
+    Table,
+    Wanted,
+    applies,
+    groups,
+    known,
+    load_table,
+    namespace,
+    table_names,
+    wanted,
+)
+from benchmarks.workers import run_side_by_side
+
+PUBLISHED = HERE / "published.yaml"
+Record = Mapping[str, Any]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = Parser(prog="tables.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(table_names())}, or all; or a YAML file")
+    p.add_argument("--list", action="store_true", help="print tables, the runs that exist and those that are missing")
+    p.add_argument("--run", action="store_true", help="train the runs that are missing, where their data are")
+    p.add_argument("--select", choices=tuple(RULES), help="which epoch is read, instead of the table's choice")
+    p.add_argument("--seeds", help="such as 0,1,2 or 0-4, instead of the table's")
+    p.add_argument("--format", default=",".join(matrix.FORMATS), help="of md, csv, tex, html (default: all)")
+    p.add_argument("--data-root", type=Path, help="folder with the datasets (default: $BALANCEBENCH_DATA, else data/)")
+    p.add_argument("--out", type=Path, help="results folder (default: results in this checkout, else in this folder)")
+    p.add_argument("--jobs", type=int, metavar="N", help="runs trained at once, as for run.py")
+    return p
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 1 some run failed, 2 a mistake, 130 interrupted."""
+    return guarded(run, parser(), arguments, "the same command goes on from the last checkpoint")
+
+
+def run(given: argparse.Namespace) -> int:
+    """List, or train and print."""
+    if given.jobs is not None and given.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, found {given.jobs}")
+    formats = words(given.format, "--format")
+    for word in formats:
+        if word not in matrix.FORMATS:
+            raise UserError(f"--format takes {', '.join(matrix.FORMATS)}, found {word!r}")
+    names = words(",".join(given.names), "tables.py") if given.names or not given.list else ["all"]
+    if "all" in names:
+        names = table_names()
+    tables = [_changed(load_table(name), given) for name in names]
+    archive = Archive(Store(given.out if given.out is not None else default_out()))
+    if given.list:
+        print("\n".join(listing(table, archive) for table in tables))
+        return 0
+    failed = False
+    for table in tables:
+        if given.run:
+            failed |= train(table, archive, given)
+            archive = Archive(archive.store)  # with what is new
+        made = make(table, archive)
+        paths = matrix.write(made, archive.store.root / "tables" / _folder(table, given), formats)
+        print(made.text())
+        print("written: " + ", ".join(map(short, paths)) + "\n")
+    return 1 if failed else 0
+
+
+def _changed(table: Table, given: argparse.Namespace) -> Table:
+    """The table as the command line wants it."""
+    seeds = given.seeds or table.seeds
+    parse_seeds(seeds)
+    return dataclasses.replace(table, seeds=seeds, select=given.select or table.select)
+
+
+def _folder(table: Table, given: argparse.Namespace) -> str:
+    """A table that the command line changed does not replace the one that its file describes."""
+    changes = [given.select, given.seeds and f"seeds-{given.seeds}"]
+    return "-".join([table.name, *(word for word in changes if word)])
+
+
+class Archive:
+    """The records of a results folder, read where they are asked for."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._read: dict[tuple[str, str], list[Record]] = {}
+
+    def of(self, dataset: str, method: str) -> list[Record]:
+        """Those of one method on one dataset, in the order of their paths."""
+        if (dataset, method) not in self._read:
+            folder = self.store.root / "records" / dataset / method
+            self._read[dataset, method] = [read_record(path) for path in sorted(folder.glob("*.json"))]
+        return self._read[dataset, method]
+
+    def any(self, dataset: str) -> bool:
+        """Whether a run on the dataset was ever recorded."""
+        return any((self.store.root / "records" / dataset).glob("*/*.json"))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A cell of a table: what it wants and what there is; ``wanted`` is None where no run can be."""
+
+    row: Row
+    column: Column
+    wanted: Wanted | None = None
+    records: tuple[Record, ...] = ()
+
+
+def places(table: Table, archive: Archive) -> Iterator[Place]:
+    """Every cell, column by column, precision settled within each."""
+    seeds = set(parse_seeds(table.seeds))
+    for column in table.columns:
+        mine = []
+        for row in table.rows:
+            if not (applies(row, column) and known(row, column)):
+                mine.append(Place(row, column))
+                continue
+            runs = wanted(row, column, table.select)
+            found = [r for r in archive.of(column.dataset, row.method) if runs.has(r["spec"])]
+            found = [r for r in found if r["spec"]["seed"] in seeds and _usual(r, runs, archive)]
+            mine.append(Place(row, column, runs, tuple(found)))
+        precision = _precision(mine)
+        for place in mine:
+            kept = [r for r in place.records if r["spec"]["precision"] == precision]
+            yield dataclasses.replace(place, records=tuple(kept))
+
+
+def _usual(record: Record, runs: Wanted, archive: Archive) -> bool:
+    """Whether encoders that a table leaves open are those of the runs of the unchanged protocol, where there are any.
+
+    Only the name of a changed protocol can hide other encoders.
+    """
+    spec = record["spec"]
+    if not spec["protocol"].endswith("+"):
+        return True
+    alike = ("dataset", "dataset_version", "dataset_options", "protocol_version")
+    usual = [
+        r["spec"]["encoders"]
+        for r in archive.of(spec["dataset"], spec["method"])
+        if r["spec"]["protocol"] == spec["protocol"].removesuffix("+")
+        and all(r["spec"][name] == spec[name] for name in alike)
+    ]
+    open_ones = [m for m in spec["encoders"] if m not in runs.encoders]
+    return not usual or any(all(one.get(m) == spec["encoders"][m] for m in open_ones) for one in usual)
+
+
+def _precision(mine: Sequence[Place]) -> str:
+    """The precision of most runs of a column; fp32 where as many have either."""
+    counts = Counter(r["spec"]["precision"] for place in mine for r in place.records)
+    return max(sorted(counts, reverse=True), key=lambda name: counts[name], default="auto")
+
+
+def make(table: Table, archive: Archive) -> matrix.Matrix:
+    """The table of the records that exist."""
+    claims = _claims(table.published)
+    count = len(parse_seeds(table.seeds))
+    found: dict[str, list[Record]] = {column.name: [] for column in table.columns}
+    cells = {}
+    for place in places(table, archive):
+        beside = tuple(claim for claim in claims if _matches(claim, place))
+        absent = "-" if known(place.row, place.column) else "not here"
+        runs = 0 if place.wanted is None else count
+        cells[place.row.name, place.column.name] = matrix.Cell(place.records, runs, beside, absent)
+        found[place.column.name] += place.records
+    rows = {row.name: row.about for row in table.rows}
+    columns = {column.name: _about(column, found[column.name]) for column in table.columns}
+    return matrix.build(table.title, rows, columns, cells, table.values, table.select, table.caption)
+
+
+def _claims(names: Sequence[str]) -> list[Claim]:
+    """The published numbers of these groups."""
+    everything = load_published(PUBLISHED) if names else []
+    known_groups = {claim.group for claim in everything}
+    for name in names:
+        if name not in known_groups:
+            raise UserError(f"there is no published group called {name!r}{near_misses(name, known_groups)}")
+    return [claim for claim in everything if claim.group in names]
+
+
+def _matches(claim: Claim, place: Place) -> bool:
+    """Whether a published number is of this method as it is, on this dataset, with the same fusion and options."""
+    row, column = place.row, place.column
+    fusion = row.fusion or column.fusion or (place.wanted.protocol.run.fusion if place.wanted else None)
+    options = place.wanted.spec["method_options"] if place.wanted else {}
+    asked = {name.partition(".")[2]: v for name, v in claim.settings if name.startswith(f"{row.method}.")}
+    return (
+        row.plain
+        and (claim.method, claim.dataset) == (row.method, column.dataset)
+        and claim.fusion in (None, fusion)
+        and all(options.get(name) == value for name, value in asked.items())
+    )
+
+
+def _about(column: Column, records: Sequence[Record]) -> str:
+    """A column in a sentence."""
+    if column.dataset not in registry.datasets.names():
+        return f"{column.dataset}, which is not here."
+    protocol = load_protocol(column.protocol, PROTOCOLS, {})
+    changes = ", ".join(f"{name} {value}" for name, value in column.set.items())
+    data = f"{column.dataset} ({changes})" if changes else column.dataset
+    text = f"{data}, protocol {protocol.name} v{protocol.version}"
+    text += f": {column.epochs or protocol.run.epochs} epochs a phase, {column.fusion or protocol.run.fusion} fusion"
+    if not records:
+        return f"{text}; no runs."
+    spec = records[0]["spec"]
+    encoders = ", ".join(f"{m} {_described(spec['encoders'][m])}" for m in records[0]["result"]["modalities"])
+    return f"{text}, {spec['precision']}; encoders: {encoders}; fingerprint {spec['fingerprint']}."
+
+
+def _described(encoder: Mapping[str, Any]) -> str:
+    """``mlp (depth 2, width 128)``."""
+    rest = ", ".join(f"{name} {value}" for name, value in sorted(encoder.items()) if name != "name")
+    return f"{encoder['name']} ({rest})" if rest else encoder["name"]
+
+
+def train(table: Table, archive: Archive, given: argparse.Namespace) -> bool:
+    """Train what the table lacks, as far as the data are there; returns whether anything failed."""
+    count, failed = len(parse_seeds(table.seeds)), False
+    everything = list(places(table, archive))
+    for column in table.columns:
+        mine = [place for place in everything if place.column is column]
+        queue = groups(place.row for place in mine if place.wanted and len(place.records) < count)
+        precision = next((r["spec"]["precision"] for place in mine for r in place.records), None)
+        more = {"seeds": table.seeds, "data_root": given.data_root, "out": archive.store.root, "jobs": given.jobs}
+        while queue:
+            rows = queue.pop(0)
+            wish = namespace(column, rows, table.select, precision=precision, **more)
+            try:
+                jobs, store, device, protocol = make_plan(wish)
+            except UserError as error:
+                absent = _absent(wanted(rows[0], column, table.select), wish)
+                if absent is not None:
+                    print(f"skipped {column.name}: {absent}")
+                    break
+                if len(rows) > 1:  # one of them is to blame
+                    queue = [[row] for row in rows] + queue
+                    continue
+                print(f"refused {rows[0].name} on {column.name}: {error}")
+                failed = True
+                continue
+            failed |= _train(jobs, store, device, protocol, wish)
+    return failed
+
+
+def _train(jobs: list[Job], store: Store, device: torch.device, protocol: Protocol, wish: argparse.Namespace) -> bool:
+    """Train one plan; returns whether any of its runs failed."""
+    at_once = print_plan(jobs, store, device, protocol, wish.jobs)
+    if at_once > 1:
+        outcome = run_side_by_side(plan_again, wish, at_once, jobs, store)
+    else:
+        outcome = run_all(jobs, store, device, wish.checkpoint_every)
+    return report_rest(outcome) != 0
+
+
+def _absent(runs: Wanted, wish: argparse.Namespace) -> str | None:
+    """Why the data of a column cannot be read; None where they can."""
+    name, dataset = wish.dataset, registry.datasets.get(wish.dataset)
+    try:
+        dataset(dataset.Options.build(name, runs.spec["dataset_options"])).load(data_root(wish.data_root))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def listing(table: Table, archive: Archive) -> str:
+    """One table: the runs that exist, and what the others would take."""
+    count = len(parse_seeds(table.seeds))
+    have, total, foreign, unknown, seconds = 0, 0, 0, 0, 0.0
+    unseen: Counter[str] = Counter()
+    for place in places(table, archive):
+        if place.wanted is None:
+            foreign += count if applies(place.row, place.column) else 0
+            continue
+        missing = count - len(place.records)
+        total, have = total + count, have + len(place.records)
+        paces = _paces(place, archive)
+        if missing and not archive.any(place.column.dataset) and registry.datasets.get(place.column.dataset).needs:
+            unseen[place.column.name] += missing
+        elif paces:
+            seconds += statistics.median(paces) * place.wanted.spec["epochs"] * missing
+        else:
+            unknown += missing
+    parts = [f"{have} of {total} runs exist"]
+    parts += [f"about {duration(seconds)} for {total - have - unknown - unseen.total()}"] if seconds else []
+    parts += [f"unknown time for {unknown}"] if unknown else []
+    parts += [f"{unseen.total()} need data that no run has used here ({', '.join(unseen)})"] if unseen else []
+    parts += [f"{foreign} more of methods or data that are not implemented here"] if foreign else []
+    return f"{table.name}: {table.title}\n  {'; '.join(parts)}"
+
+
+def _paces(place: Place, archive: Archive) -> list[float]:
+    """Seconds for each of a run's epochs, of the same method on the same data under the same protocol."""
+    if place.wanted is None:
+        return []
+    name = place.wanted.protocol.name.removesuffix("+")
+    return [
+        record["cost"]["wall_seconds"] / record["spec"]["epochs"]
+        for record in archive.of(place.column.dataset, place.row.method)
+        if record["spec"]["protocol"].removesuffix("+") == name
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""The records as one file for a notebook: what it holds, that it is always the same, and every mistake a sentence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+
+import pandas as pd
+import pytest
+from calls import ROOT, Called, finish, spawn
+
+from balancebench_udi.report.tidy import frame
+from balancebench_udi.store import Store
+from benchmarks import records
+
+COMMITTED = ROOT / "results" / "records"
+CHOSEN = [("cgmnist", "joint"), ("cgmnist", "udi"), ("mosi", "joint")]
+
+
+@pytest.fixture
+def call(capsys, tmp_path, monkeypatch):
+    """``call("--to", "x.csv", ...)`` in this process, from an empty folder; the results folder is ``out`` beside it."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+
+    def call(*arguments):
+        capsys.readouterr()
+        code = records.main(["--out", str(tmp_path / "out"), *map(str, arguments)])
+        seen = capsys.readouterr()
+        return Called(code, seen.out, seen.err)
+
+    return call
+
+
+def copy(root, order=1):
+    """Two records of each of CHOSEN below ``root``."""
+    for dataset, method in CHOSEN[::order]:
+        for path in sorted((COMMITTED / dataset / method).glob("*.json"))[:2][::order]:
+            place = root / "records" / dataset / method / path.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+    return Store(root)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return copy(tmp_path / "out")
+
+
+def refused(called):
+    """The one sentence with which a call ended, and nothing on disk."""
+    assert called.code == 2, called
+    assert called.out == ""
+    assert called.err.startswith("error: ")
+    assert called.err.count("\n") == 1
+    assert os.listdir() == []
+    return called.err.removeprefix("error: ").rstrip()
+
+
+def test_csv_holds_the_table(call, store):
+    expected = frame(store.records(), "best_val")
+    called = call("--to", "runs.csv")
+    assert called.code == 0
+    assert called.out == f"6 rows of 6 runs, {expected.shape[1]} columns; written: runs.csv\n"
+    assert os.listdir() == ["runs.csv"]
+    table = pd.read_csv("runs.csv")
+    assert list(table.columns) == list(expected.columns)
+    pd.testing.assert_frame_equal(table, expected, rtol=1e-14, check_dtype=False)
+
+
+def test_parquet_holds_the_table(call, store):
+    called = call("--to", "new/folder/runs.parquet", "--select", "all")
+    assert called.out.startswith("12 rows of 6 runs, ")
+    assert called.out.endswith("written: new/folder/runs.parquet\n")
+    table = pd.read_parquet("new/folder/runs.parquet")
+    pd.testing.assert_frame_equal(table, frame(store.records()), check_exact=True)
+    assert table["seed"].dtype == table["parameters"].dtype == "int64"
+    assert list(table["reading"]) == ["last", "best_val"] * 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keys"),
+    [
+        (("--dataset", "mosi"), {("mosi", "joint")}),
+        (("--dataset", "mosi,cgmnist", "--method", "joint"), {("mosi", "joint"), ("cgmnist", "joint")}),
+        (("--method", " udi ,joint", "--dataset", "cgmnist"), {("cgmnist", "joint"), ("cgmnist", "udi")}),
+        (("--method", "udi"), {("cgmnist", "udi")}),
+    ],
+)
+def test_datasets_and_methods(call, store, arguments, keys):
+    assert call(*arguments, "--to", "runs.csv").code == 0
+    table = pd.read_csv("runs.csv")
+    assert set(zip(table["dataset"], table["method"], strict=True)) == keys
+    assert len(table) == 2 * len(keys)
+
+
+@pytest.mark.parametrize("select", ["last", "best_val"])
+def test_select(call, store, select):
+    assert call("--to", "runs.csv", "--select", select).code == 0
+    table = pd.read_csv("runs.csv")
+    assert set(table["reading"]) == {select}
+    accuracies = {r["key"]: r["result"]["readings"][select]["test"]["accuracy"] for r in store.records()}
+    assert dict(zip(table["key"], table["accuracy"], strict=True)) == accuracies
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_equal_records_give_equal_bytes(call, store, tmp_path, suffix):
+    copy(tmp_path / "another", order=-1)
+    assert call("--to", f"a.{suffix}", "--select", "all", "--dataset", "cgmnist,mosi").code == 0
+    assert call("--to", f"b.{suffix}", "--select", "all", "--out", tmp_path / "another").code == 0
+    assert call("--to", f"c.{suffix}", "--select", "all", "--dataset", "mosi,cgmnist,mosi").code == 0
+    with open(f"a.{suffix}", "rb") as a, open(f"b.{suffix}", "rb") as b, open(f"c.{suffix}", "rb") as c:
+        assert a.read() == b.read() == c.read()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dataset", "cgmnits"), "has no record of a dataset called 'cgmnits'; did you mean 'cgmnist'?"),
+        (("--method", "joint,udl"), "has no record of a method called 'udl'; did you mean 'udi'?"),
+        (("--method", "zzzz"), "has no record of a method called 'zzzz'; known: joint, udi"),
+        (("--method", "udi", "--dataset", "mosi"), "needs at least one record of udi on mosi, found none in "),
+        (("--method", ","), "--method needs at least one value, found ','"),
+        (("--select", "best_test"), "needs runs that were evaluated for best_test, found none among 6: "),
+        (("--select", "best"), "--select: invalid choice: 'best'"),
+        (("--to", "runs.xlsx"), "--to must name a .csv or a .parquet file, found 'runs.xlsx'"),
+        (("--to", "runs"), "--to must name a .csv or a .parquet file, found 'runs'"),
+    ],
+)
+def test_mistakes(call, store, arguments, message):
+    assert message in refused(call("--to", "runs.csv", *arguments))
+
+
+def test_no_file_named(call, store):
+    assert refused(call()) == "the following arguments are required: --to; see --help"
+
+
+def test_no_records(call, tmp_path):
+    said = refused(call("--to", "runs.csv", "--dataset", "mosi"))
+    assert said.startswith(f"the table needs at least one record, found none in {tmp_path / 'out'}: train with ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_record_is_named_and_nothing_written(call, store):
+    path = store.record_paths("mosi")[0]
+    path.write_bytes(path.read_bytes()[:-100])
+    assert refused(call("--to", "runs.csv")).startswith(f"{path} must be a record, found a damaged file")
+    assert call("--to", "runs.csv", "--dataset", "cgmnist").code == 0
+
+
+def test_parquet_without_pyarrow_is_one_sentence(call, store, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    store.record_paths()[0].write_text("damaged")  # it is said before anything is read
+    said = refused(call("--to", "runs.parquet"))
+    assert said.startswith("a .parquet file needs the package pyarrow, found none: ")
+    assert "pip install 'balancebench-udi[parquet]'" in said
+    assert call("--to", "runs.csv", "--dataset", "mosi").code == 0
+
+
+def test_a_file_that_is_there_is_replaced(call, store):
+    assert call("--to", "runs.csv").code == 0
+    assert call("--to", "runs.csv", "--dataset", "mosi").code == 0
+    assert len(pd.read_csv("runs.csv")) == 2
+    assert os.listdir() == ["runs.csv"]
+
+
+def test_as_a_script_from_anywhere(store, tmp_path):
+    script = ROOT / "benchmarks" / "records.py"
+    called = finish(spawn("--to", "runs.csv", "--dataset", "mosi", "--out", "out", cwd=tmp_path, script=script))
+    assert called.code == 0, called
+    assert called.out.startswith("2 rows of 2 runs, ")
+    assert len(pd.read_csv(tmp_path / "runs.csv")) == 2

@@ -1,0 +1,434 @@
+"""Tables as YAML: which runs their cells want, what is printed, trained, skipped and refused."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from calls import Called, content
+
+import benchmarks.tables as script
+import registry
+from balancebench_udi.errors import UserError
+from balancebench_udi.metrics.predictions import pack
+from balancebench_udi.runner import Outcome
+from balancebench_udi.store import Store
+from benchmarks.run import make_plan
+from benchmarks.table_specs import Column, Row, applies, groups, known, load_table, namespace, table_names, wanted
+from benchmarks.tables import Archive, places
+
+TINY = {
+    "about": "Seconds.",
+    "run": {"epochs": 1, "batch_size": 16, "precision": "auto"},
+    "methods": {"ogm": {"alpha": 0.3}},
+}
+DATA = {"synthetic.n_train": 32, "synthetic.n_val": 16, "synthetic.n_test": 24, "synthetic.dims": 8}
+FOREIGN = {
+    *("mmcosine", "umt", "mbsd", "cml", "g_blend", "lfm", "relearning", "reconboost", "mla", "opm", "greedy", "amco"),
+    *("valuation", "balanced_av"),
+}
+"""Methods and data of others that tables show published numbers of."""
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Called]:
+    """``call("mine.yaml", "--list", ...)`` in this process, from the folder with the tables."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BALANCEBENCH_DATA", raising=False)
+
+    def run(*arguments: object) -> Called:
+        capsys.readouterr()
+        code = script.main([*map(str, arguments), "--out", str(tmp_path / "out")])
+        seen = capsys.readouterr()
+        return Called(code, seen.out, seen.err)
+
+    return run
+
+
+def describe(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Write ``mine.yaml`` and its protocol ``tiny.yaml``; returns what the table holds."""
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    values: dict[str, Any] = {
+        "title": "Mine",
+        "seeds": "0-1",
+        "columns": [
+            {"name": "Made", "dataset": "synthetic", "protocol": "tiny.yaml", "set": DATA},
+            {"name": "Far", "dataset": "cremad", "protocol": "tiny.yaml"},
+        ],
+        "rows": [
+            {"name": "joint", "method": "joint"},
+            {"name": "joint, longer", "method": "joint", "epochs": "2x"},
+            {"name": "OGM", "method": "ogm", "set": {"alpha": 0.5}},
+            {"name": "later", "method": "mmcosine"},
+        ],
+        **changes,
+    }
+    (folder / "mine.yaml").write_text(yaml.safe_dump(values))
+    return values
+
+
+def fake(out: Path, row: Row, column: Column, seed: int, select: str = "best_val", **spec: Any) -> dict[str, Any]:
+    """Put down the record of a run that the cell wants, right on the first ``20 + seed`` of 40 samples."""
+    runs = wanted(row, column, select)
+    target = torch.arange(40) % 2
+    fused = torch.where(torch.arange(40) < 20 + seed, target, 1 - target)
+    encoders = {m: {"name": "mlp", "width": 128, "depth": 2} for m in ("m0", "m1")}
+    full = {"precision": "fp32", **runs.spec, "fingerprint": "0" * 12, "encoders": encoders, "seed": seed, **spec}
+    reading = {"test": {"accuracy": 0.5 + seed / 40}, "predictions": {"fused": pack(fused)}}
+    ones = {"m0": 1, "m1": 1}
+    record = {
+        "key": f"{row.name}-{seed}-{len(list(out.glob('records/*/*/*')))}",
+        "cell": "a",
+        "spec": full,
+        "result": {
+            "readings": {select: reading, "last": reading},
+            "test_target": pack(target),
+            "modalities": ["m0", "m1"],
+            "passes": {"forward": ones, "backward": ones},
+        },
+        "cost": {"phases": [], "wall_seconds": 100.0 * full["epochs"]},
+        "data": {"classes": ["x", "y"], "facts": {}},
+        "machine": {"device_type": "cpu", "device": "Some CPU", "threads": 1, "torch": "2.0"},
+    }
+    path = out / "records" / full["dataset"] / full["method"] / f"{record['key']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record))
+    return record
+
+
+def found(out: Path, select: str = "best_val") -> dict[tuple[str, str], list[int]]:
+    """Row and column -> seeds of the records in the cell."""
+    table = dataclasses.replace(load_table("mine.yaml"), select=select)
+    return {
+        (place.row.name, place.column.name): sorted(r["spec"]["seed"] for r in place.records)
+        for place in places(table, Archive(Store(out)))
+    }
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The table of :func:`describe`, and its first column."""
+    monkeypatch.chdir(tmp_path)
+    describe(tmp_path)
+    return load_table("mine.yaml")
+
+
+# -- the tables of this checkout -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", table_names())
+def test_every_table_can_be_planned(name: str) -> None:
+    table = load_table(name)
+    for row in table.rows:
+        assert row.method in registry.METHODS or row.method in FOREIGN
+        for column in table.columns:
+            assert column.dataset in registry.DATASETS or column.dataset in FOREIGN
+            if applies(row, column) and known(row, column):
+                assert wanted(row, column, table.select).spec["method"] == row.method
+    assert any(applies(row, column) and known(row, column) for row in table.rows for column in table.columns)
+    groups_known = {claim.group for claim in script.load_published(script.PUBLISHED)}
+    assert set(table.published) <= groups_known
+    assert script.make(table, Archive(Store(Path("nowhere")))).title == table.title
+
+
+def test_the_main_table_has_every_method() -> None:
+    assert {row.method for row in load_table("udi-main").rows} == set(registry.METHODS)
+
+
+# -- what a cell wants -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"method": "joint"}, {}),
+        ({"method": "ogm", "epochs": "3x"}, {}),
+        ({"method": "ogm", "epochs": "0.5x"}, {"epochs": 6}),
+        ({"method": "ogm", "set": {"window": [0.0, 0.25], "noise": True}}, {"fusion": "sum"}),
+        ({"method": "udi", "set": {"patience": None, "synthetic": {"anchor": "m1"}}}, {"epochs": 2}),
+        ({"method": "joint"}, {"precision": "fp32", "encoders": {"m1": {"name": "mlp", "width": 16}}}),
+        ({"method": "pmr", "epochs": 4}, {"set": {**DATA, "optimizer.lr": 0.5, "schedule.name": "cosine"}}),
+    ],
+)
+@pytest.mark.parametrize("select", ["best_val", "best_test"])
+def test_a_cell_wants_what_the_runner_would_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: dict[str, Any], column: dict[str, Any], select: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    describe(tmp_path)
+    mine = Row(name="mine", **row)
+    there = Column(**{"name": "Made", "dataset": "synthetic", "protocol": "tiny.yaml", "set": DATA, **column})
+    jobs = make_plan(namespace(there, [mine], select, seeds="3", out=tmp_path / "out"))[0]
+    spec = jobs[0].spec.as_dict()
+    runs = wanted(mine, there, select)
+    assert runs.has(spec)
+    multiple = str(mine.epochs).endswith("x")
+    assert not multiple or spec["epochs"] == float(mine.epochs.removesuffix("x")) * (there.epochs or 1)
+    left = set(spec) - set(runs.spec)
+    assert left <= {"seed", "fingerprint", "encoders", "precision"}
+    assert ("precision" in left) == ("precision" not in column)
+    for name in runs.spec:
+        assert not runs.has({**copy.deepcopy(spec), name: "something else"}), name
+    if column.get("encoders"):
+        assert not runs.has({**spec, "encoders": {**spec["encoders"], "m1": {"name": "mlp", "width": 8, "depth": 2}}})
+
+
+def test_runs_of_other_options_seeds_and_protocols_are_left_out(mine: Any, tmp_path: Path) -> None:
+    out, column, ogm = tmp_path / "out", mine.columns[0], mine.rows[2]
+    for seed in (0, 1, 7):
+        fake(out, ogm, column, seed)
+    fake(out, dataclasses.replace(ogm, set={"alpha": 0.1}), column, 1)
+    fake(out, ogm, dataclasses.replace(column, epochs=5), 1)
+    fake(out, ogm, dataclasses.replace(column, set={**DATA, "synthetic.noise": 0.1}), 1)
+    assert found(out)["OGM", "Made"] == [0, 1]
+    assert found(out)["joint", "Made"] == []
+
+
+def test_automatic_precision_is_that_of_most_runs_of_the_column(mine: Any, tmp_path: Path) -> None:
+    out, column = tmp_path / "out", mine.columns[0]
+    for row, seed, precision in ((0, 0, "bf16"), (0, 1, "bf16"), (2, 0, "bf16"), (2, 0, "fp32"), (2, 1, "fp32")):
+        fake(out, mine.rows[row], column, seed, precision=precision)
+    cells = found(out)
+    assert (cells["joint", "Made"], cells["OGM", "Made"]) == ([0, 1], [0])
+    fake(out, mine.rows[1], column, 0, precision="fp32")
+    fake(out, mine.rows[1], column, 1, precision="fp32")
+    assert found(out)["OGM", "Made"] == [0, 1]
+
+
+def test_encoders_left_open_are_those_of_the_unchanged_protocol(mine: Any, tmp_path: Path) -> None:
+    out, column = tmp_path / "out", mine.columns[0]
+    fake(out, mine.rows[0], column, 0)
+    other = {m: {"name": "mlp", "width": 9, "depth": 2} for m in ("m0", "m1")}
+    fake(out, mine.rows[1], column, 0)
+    fake(out, mine.rows[1], column, 0, encoders=other)
+    assert found(out)["joint, longer", "Made"] == [0]
+
+
+def test_records_that_differ_in_what_no_plan_tells_are_refused(
+    mine: Any, tmp_path: Path, call: Callable[..., Called]
+) -> None:
+    fake(tmp_path / "out", mine.rows[0], mine.columns[0], 0)
+    fake(tmp_path / "out", mine.rows[0], mine.columns[0], 1, fingerprint="1" * 12)
+    done = call("mine.yaml")
+    assert done.code == 2
+    assert "agree in everything but the seed to be averaged, found fingerprint 000000000000 and 1111" in done.err
+
+
+def test_options_of_one_dataset_hold_there_only() -> None:
+    row = Row("r", "udi", {"weights": "static", "synthetic": {"anchor": "m1"}})
+    columns = {name: Column(name, name, "quick") for name in ("synthetic", "digits")}
+    assert [applies(row, column) for column in columns.values()] == [True, False]
+    options = wanted(row, columns["synthetic"], "best_val").spec["method_options"]
+    assert (options["weights"], options["anchor"]) == ("static", "m1")
+
+
+def test_rows_that_one_call_can_train_are_together() -> None:
+    rows = [
+        Row("a", "joint"),
+        Row("b", "ogm"),
+        Row("c", "ogm", {"alpha": 0}),
+        Row("d", "udi", epochs="2x"),
+        Row("e", "udi"),
+    ]
+    assert [[row.name for row in group] for group in groups(rows)] == [["a", "b", "e"], ["c"], ["d"]]
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_a_table_is_trained_printed_and_listed(tmp_path: Path, call: Callable[..., Called]) -> None:
+    describe(tmp_path)
+    before = call("mine.yaml", "--list")
+    assert (before.code, before.err) == (0, "")
+    assert before.out == (
+        "mine: Mine\n  0 of 12 runs exist; unknown time for 6; 6 need data that no run has used here (Far); 4 more of "
+        "methods or data that are not implemented here\n"
+    )
+    done = call("mine.yaml", "--run", "--jobs", 1)
+    assert done.code == 0, done.err
+    (skipped,) = [line for line in done.out.splitlines() if line.startswith("skipped")]
+    assert skipped.startswith("skipped Far: dataset cremad needs --data-root")
+    out = tmp_path / "out"
+    assert len(list(out.glob("records/synthetic/joint/*.json"))) == 4
+    frame = pd.read_csv(out / "tables" / "mine" / "table.csv")
+    assert list(frame["row"]) == ["joint", "joint, longer", "OGM"]
+    assert list(frame["n"]) == [2, 2, 2]
+    assert list(frame["wanted"]) == [2, 2, 2]
+    records = [json.loads(path.read_text()) for path in out.glob("records/synthetic/ogm/*.json")]
+    assert {record["spec"]["method_options"]["alpha"] for record in records} == {0.5}
+    accuracy = [record["result"]["readings"]["best_val"]["test"]["accuracy"] for record in records]
+    assert frame.loc[2, "mean"] == pytest.approx(sum(accuracy) / 2)
+    written = content(out)
+    again = call("mine.yaml")
+    assert {name: sha for name, (_, sha) in content(out).items()} == {name: sha for name, (_, sha) in written.items()}
+    assert again.out.splitlines()[-4:] == done.out.splitlines()[-4:]
+    assert "6 of 12 runs exist; 6 need data" in call("mine.yaml", "--list").out
+
+
+def test_nothing_is_planned_where_nothing_is_missing(
+    mine: Any, tmp_path: Path, call: Callable[..., Called], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    describe(
+        tmp_path, columns=[dataclasses.asdict(mine.columns[0]) | {"epochs": 1, "fusion": "sum", "precision": "fp32"}]
+    )
+    table = load_table("mine.yaml")
+    for row in table.rows[:3]:
+        for seed in (0, 1):
+            fake(tmp_path / "out", row, table.columns[0], seed)
+    monkeypatch.setattr(script, "make_plan", lambda given: pytest.fail("planned"))
+    assert call("mine.yaml", "--run").code == 0
+
+
+def test_a_refused_row_and_a_failed_run_leave_the_others(
+    tmp_path: Path, call: Callable[..., Called], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = describe(tmp_path)
+    refused = {"name": "refused", "method": "ogm", "fusion": "film"}
+    describe(tmp_path, columns=values["columns"][:1], rows=[refused, *values["rows"][:1]], seeds=0)
+    seen: list[str] = []
+
+    def fail(jobs: list[Any], *_: Any) -> Outcome:
+        seen.extend(job.spec.method for job in jobs)
+        return Outcome(failed=[(job, "it broke") for job in jobs])
+
+    monkeypatch.setattr(script, "run_all", fail)
+    done = call("mine.yaml", "--run", "--jobs", 1)
+    assert done.code == 1
+    assert "refused refused on Made: ogm with readout=share needs a fusion" in done.out
+    assert seen == ["joint"]
+    assert "joint seed 0: it broke" in done.out
+
+
+def test_a_refused_row_does_not_take_those_planned_with_it(
+    tmp_path: Path, call: Callable[..., Called], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    column = {"name": "Made", "dataset": "synthetic", "protocol": "tiny.yaml", "set": DATA, "fusion": "film"}
+    describe(tmp_path, columns=[column], rows=[{"name": m, "method": m} for m in ("joint", "ogm")], seeds=0)
+    seen: list[str] = []
+    monkeypatch.setattr(script, "run_all", lambda jobs, *_: seen.extend(j.spec.method for j in jobs) or Outcome())
+    done = call("mine.yaml", "--run", "--jobs", 1)
+    assert (done.code, seen) == (1, ["joint"])
+
+
+def test_the_list_tells_the_time_by_runs_of_the_same_kind(
+    mine: Any, tmp_path: Path, call: Callable[..., Called]
+) -> None:
+    fake(tmp_path / "out", mine.rows[0], mine.columns[0], 0)
+    text = call("mine.yaml", "--list").out
+    assert "1 of 12 runs exist; about 8 min 20 s for 3; unknown time for 2; 6 need data" in text
+
+
+def test_changes_on_the_command_line_go_to_a_folder_of_their_own(
+    mine: Any, tmp_path: Path, call: Callable[..., Called]
+) -> None:
+    for seed in (0, 1):
+        fake(tmp_path / "out", mine.rows[0], mine.columns[0], seed)
+    done = call("mine.yaml", "--select", "last", "--seeds", 1, "--format", "csv")
+    assert done.code == 0, done.err
+    assert [str(p.relative_to(tmp_path / "out" / "tables")) for p in (tmp_path / "out" / "tables").rglob("*.*")] == [
+        "mine-last-seeds-1/table.csv"
+    ]
+    frame = pd.read_csv(tmp_path / "out" / "tables" / "mine-last-seeds-1" / "table.csv")
+    assert (frame.loc[0, "select"], frame.loc[0, "mean"], frame.loc[0, "n"]) == ("last", 0.525, 1)
+
+
+def test_the_best_test_epoch_wants_runs_that_tested_each_epoch(mine: Any, tmp_path: Path) -> None:
+    out, row, column = tmp_path / "out", mine.rows[0], mine.columns[0]
+    fake(out, row, column, 0)
+    fake(out, row, column, 1, select="best_test")
+    assert found(out, "best_val")["joint", "Made"] == [0]
+    assert found(out, "best_test")["joint", "Made"] == [1]
+
+
+def test_published_numbers_stand_beside_the_method_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    group = {"source": "S", "protocol": "P", "select": "last", "confidence": "paper", "run": "none"}
+    rows = [
+        {"method": "ogm", "dataset": "synthetic", "accuracy": 50.0},
+        {"method": "ogm", "label": "a", "dataset": "synthetic", "accuracy": 51.0, "fusion": "sum"},
+        {"method": "ogm", "label": "b", "dataset": "synthetic", "accuracy": 52.0, "set": {"ogm.alpha": 0.3}},
+        {"method": "ogm", "label": "c", "dataset": "synthetic", "accuracy": 53.0, "set": {"ogm.alpha": 0.4}},
+        {"method": "mmcosine", "dataset": "synthetic", "accuracy": 54.0},
+        {"method": "ogm", "dataset": "digits", "accuracy": 55.0},
+    ]
+    (tmp_path / "published.yaml").write_text(
+        yaml.safe_dump({"groups": {"g": {**group, "rows": rows}, "h": {**group, "rows": rows}}})
+    )
+    monkeypatch.setattr(script, "PUBLISHED", tmp_path / "published.yaml")
+    extra = [{"name": "plain", "method": "ogm"}, {"name": "OGM", "method": "ogm", "set": {"alpha": 0.3}}]
+    describe(tmp_path, rows=[*extra, {"name": "later", "method": "mmcosine"}], published=["g"])
+    made = script.make(load_table("mine.yaml"), Archive(Store(tmp_path)))
+    assert [(one.row, one.claim.accuracy) for one in made.beside] == [("plain", 50.0), ("plain", 52.0), ("later", 54.0)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "tables.py needs at least one value, found ''"),
+        (["udi-mian"], "there is no table called 'udi-mian'; did you mean 'udi-main'"),
+        (["mine.yaml", "--format", "pdf"], "--format takes md, csv, tex, html, found 'pdf'"),
+        (["mine.yaml", "--seeds", "x"], "--seeds takes whole numbers"),
+        (["mine.yaml", "--jobs", "0"], "--jobs must be at least 1, found 0"),
+        (["mine.yaml", "--select", "first"], "invalid choice: 'first'"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    tmp_path: Path, call: Callable[..., Called], arguments: list[str], sentence: str
+) -> None:
+    describe(tmp_path)
+    done = call(*arguments)
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert sentence in done.err
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"rwos": []}, "mine.yaml has no key 'rwos'; did you mean 'rows'"),
+        ({"rows": []}, "the rows of mine.yaml must be one or more with names of their own, found none"),
+        ({"rows": [{"name": "a", "method": "joint"}] * 2}, "found 'a' twice"),
+        ({"rows": [{"name": "a", "methd": "joint"}]}, "a row of mine.yaml has no key 'methd'; did you mean 'method'"),
+        ({"rows": [{"name": "a"}]}, "a row of mine.yaml must have the key 'method', found name"),
+        ({"rows": [{"name": "a", "method": "joint", "epochs": "twice"}]}, "a multiple such as 2x, found 'twice'"),
+        ({"rows": [{"name": "a", "method": "joint", "epochs": "0x"}]}, "a multiple such as 2x, found '0x'"),
+        (
+            {"rows": [{"name": "a", "method": "joint", "epochs": 0}]},
+            "whole number >= 1 or a multiple such as 2x, found 0",
+        ),
+        (
+            {"rows": [{"name": "a", "method": "ogm", "set": {"alhpa": 1}}]},
+            "ogm has no option 'alhpa'; did you mean 'alpha'",
+        ),
+        ({"columns": ["toy"]}, "a column of mine.yaml must hold names with values, found 'toy'"),
+        ({"select": "best"}, "select of mine.yaml must be one of last, best_val, best_test, found 'best'"),
+        ({"values": "accuracy"}, "values of mine.yaml must be a list, found 'accuracy'"),
+        ({"seeds": "a-b"}, "--seeds takes whole numbers and ranges such as 0-4, found 'a-b'"),
+        ({"published": ["nobody"]}, "there is no published group called 'nobody'"),
+    ],
+)
+def test_mistakes_in_a_table(
+    tmp_path: Path, call: Callable[..., Called], changes: dict[str, Any], sentence: str
+) -> None:
+    describe(tmp_path, **changes)
+    done = call("mine.yaml")
+    assert (done.code, done.out) == (2, "")
+    assert sentence in done.err
+
+
+def test_an_encoder_of_a_column_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = describe(tmp_path)
+    values["columns"][0]["encoders"] = {"m0": {"width": 8}}
+    describe(tmp_path, columns=values["columns"])
+    with pytest.raises(UserError, match=r"encoder m0 of 'Made', a column of mine\.yaml, must name one of resnet18"):
+        load_table("mine.yaml")
