@@ -101,7 +101,8 @@ def saved(store: Store) -> Figures:
         def kept(part: Part, found: Sequence[Mapping[str, Any]]) -> Drawing | None:
             drawing = draw(part, found)
             if drawing is not None:
-                drawing.save(store.root / "figures" / plain(part.group.title.replace("protocol ", "")), plain(name))
+                folder = re.sub(r"protocol | v\d+", "", part.group.title)
+                drawing.save(store.root / "figures" / plain(folder, "-"), plain(name, "_"))
             return drawing
 
         return kept
@@ -109,9 +110,9 @@ def saved(store: Store) -> Figures:
     return tuple((name, keeping(name, draw)) for name, draw in FIGURES)
 
 
-def plain(title: str) -> str:
-    """``"cgmnist, small v1 (val_colour label)"`` as ``"cgmnist-small-v1-val_colour-label"``."""
-    return re.sub(r"[^\w.]+", "-", title.lower()).strip("-")
+def plain(title: str, between: str) -> str:
+    """``"Accuracy, with intervals"`` as ``"accuracy_with_intervals"``."""
+    return re.sub(r"[^\w.]+", between, title.lower()).strip(between)
 
 
 def records(store: Store, datasets: str | None) -> Iterator[Mapping[str, Any]]:

@@ -33,6 +33,7 @@ from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.protocol import Protocol, load_protocol
 from balancebench_udi.report import matrix
 from balancebench_udi.report.comparison import RULES
+from balancebench_udi.report.figures.ranks import critical_difference_diagram
 from balancebench_udi.report.published import Claim, load_published
 from balancebench_udi.runner import Job, run_all
 from balancebench_udi.store import Store, read_record
@@ -54,6 +55,8 @@ from benchmarks.table_specs import (
 from benchmarks.workers import run_side_by_side
 
 PUBLISHED = HERE / "published.yaml"
+FEWEST_RANKED = 3
+"""Rows from which on average ranks are drawn: Friedman's test needs as many."""
 Record = Mapping[str, Any]
 
 
@@ -100,9 +103,18 @@ def run(given: argparse.Namespace) -> int:
             archive = Archive(archive.store)  # with what is new
         made = make(table, archive)
         paths = matrix.write(made, archive.store.root / "tables" / _folder(table, given), formats)
+        paths += draw_ranks(table, made, archive.store.root / "figures" / _folder(table, given))
         print(made.text())
         print("written: " + ", ".join(map(short, paths)) + "\n")
     return 1 if failed else 0
+
+
+def draw_ranks(table: Table, made: matrix.Matrix, folder: Path) -> list[Path]:
+    """The diagram of average ranks, where there are enough rows and every column is a dataset of its own."""
+    apart = len({column.dataset for column in table.columns}) == len(table.columns)
+    if not apart or len(made.ranks) < FEWEST_RANKED:
+        return []
+    return critical_difference_diagram(made.scores).save(folder, "average_ranks")
 
 
 def _changed(table: Table, given: argparse.Namespace) -> Table:

@@ -135,6 +135,7 @@ class Matrix:
         numbers: (row, column, value) -> mean; nothing where no run has it.
         absent: (row, column) -> what is printed where there is nothing.
         ranks: row -> average rank by accuracy over the complete columns, 1 is best; empty with fewer than three.
+        scores: mean accuracies of the complete columns, a column of the table each in one row, rows in columns.
         beside: published numbers, part of no mean.
         sources: where they are from and how they were made, a sentence each.
         findings: what the numbers say, for readers without statistics, a sentence each.
@@ -148,6 +149,7 @@ class Matrix:
     numbers: Mapping[tuple[str, str, str], Number]
     absent: Mapping[tuple[str, str], str]
     ranks: Mapping[str, float]
+    scores: pd.DataFrame
     beside: tuple[Beside, ...]
     sources: tuple[str, ...]
     findings: tuple[str, ...]
@@ -233,6 +235,7 @@ def build(
         numbers=numbers,
         absent={place: cell.absent for place, cell in cells.items()},
         ranks={str(row): float(rank) for row, rank in ranks.items()},
+        scores=scores,
         beside=beside,
         sources=sources,
         findings=tuple(findings),

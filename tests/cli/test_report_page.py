@@ -230,8 +230,9 @@ def test_figures_are_saved_where_asked(out: Path, call: Callable[..., Called]) -
     called = call("--dataset", "cgmnist", "--save-figures")
     assert called.code == 0, called.err
     (folder,) = (out / "figures").iterdir()
+    assert folder.name == "cgmnist-pmr"
     pictures = {path.name for path in folder.iterdir()}
-    assert "accuracy-with-intervals.svg" in pictures
+    assert "accuracy_with_intervals.svg" in pictures
     assert {Path(name).stem for name in pictures if name.endswith("svg")} == {
         Path(name).stem for name in pictures if name.endswith("png")
     }

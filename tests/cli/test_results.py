@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -12,12 +13,17 @@ from calls import ROOT
 import registry
 from balancebench_udi.metrics.predictions import accuracy, unpack
 from balancebench_udi.protocol import load_protocol
+from balancebench_udi.report import matrix
 from balancebench_udi.report.comparison import compare, write
 from balancebench_udi.spec import RunSpec
 from balancebench_udi.store import Store
+from benchmarks import tables
 from benchmarks.run import PROTOCOLS, REFERENCE
+from benchmarks.table_specs import load_table
 
 RESULTS = ROOT / "results"
+MATRICES = sorted(path.parent for path in (RESULTS / "tables").glob("*/table.csv"))
+ARCHIVE = tables.Archive(Store(RESULTS))
 TABLES = sorted((RESULTS / "tables").glob("*/comparison.csv"))
 RECORDS = list(Store(RESULTS).records())
 
@@ -47,6 +53,28 @@ def test_the_main_tables_hold_every_method_with_three_seeds(name: str) -> None:
     rows = rows[~rows["published"].astype(bool)]
     assert set(rows["method"]) == set(registry.METHODS)
     assert (rows["n"] >= 3).all()
+
+
+@pytest.mark.parametrize("folder", MATRICES, ids=lambda path: path.name)
+def test_tables_of_variants_are_what_the_records_give(folder: Path, tmp_path: Path) -> None:
+    table = load_table(folder.name)
+    made = tables.make(table, ARCHIVE)
+    paths = matrix.write(made, tmp_path / "tables") + tables.draw_ranks(table, made, tmp_path / "figures")
+    for path in paths:
+        there = folder if path.parent.name == "tables" else RESULTS / "figures" / folder.name
+        assert path.read_bytes() == (there / path.name).read_bytes(), path.name
+
+
+def test_the_evidence_has_five_seeds_of_every_method() -> None:
+    for dataset in ("avdigits", "cgmnist", "mosi", "utd_mhad", "synthetic"):
+        found = [r["spec"] for r in RECORDS if r["spec"]["dataset"] == dataset]
+        for method in registry.METHODS:
+            seeds = Counter(
+                (s["protocol"], str(s["method_options"]), str(s["dataset_options"]))
+                for s in found
+                if s["method"] == method and s["protocol"] in ("small", "features")
+            )
+            assert max(seeds.values(), default=0) >= 5, (dataset, method)
 
 
 def test_records_are_what_they_say() -> None:
