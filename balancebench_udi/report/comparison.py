@@ -11,6 +11,7 @@ import pandas as pd
 
 from balancebench_udi.errors import UserError
 from balancebench_udi.report import rendering
+from balancebench_udi.report.budget import at_budget, budget_curve
 from balancebench_udi.spec import canonical
 from balancebench_udi.store import Store
 
@@ -32,6 +33,9 @@ MEANINGS = (
     "imbalance: mean absolute difference between those contributions, in percentage points (absolute) and divided by "
     "the sum of their absolute values (relative); 0 is balanced.",
 )
+
+BUDGETS = (1, 2, 3)
+"""Multiples of the reference's passes at which accuracies are read."""
 
 MIXED = "CPU seconds of runs on a CPU and elapsed seconds of those on a GPU"
 
@@ -139,6 +143,8 @@ def compare(
         row["passes_relative"] = row["passes"] / one["passes"] if one is not None else float("nan")
         for name in ("seconds", "spent"):  # what was spent is less than the seconds where a phase was reused
             row[f"{name}_relative"] = row[name] / one["seconds"] if one is not None and timed else float("nan")
+        if one is not None and all("curves" in r["result"] for r in records):
+            row |= _at_budgets(group, select, one["passes"])
         rows.append(row)
     caption, notes = _caption(runs, select, wanted), _notes(runs, reference, untimed)
     title = f"{rows[0]['dataset']}, protocol {rows[0]['protocol']}"
@@ -226,6 +232,16 @@ def _figures(record: Mapping[str, Any], select: str, scores: Sequence[str]) -> d
     }
 
 
+def _at_budgets(group: Sequence[Mapping[str, Any]], select: str, unit: float) -> dict[str, float]:
+    """Mean validation accuracy after 1, 2 and 3 times ``unit`` passes; NaN where some run had nothing to predict by."""
+    found = {}
+    for times in BUDGETS:
+        reached = [at_budget(budget_curve(record, select), times * unit) for record in group]
+        known = [accuracy for accuracy in reached if accuracy is not None]
+        found[f"budget_{times}x"] = sum(known) / len(known) if len(known) == len(reached) else float("nan")
+    return found
+
+
 def _machines(group: Sequence[Mapping[str, Any]]) -> set[str]:
     """What the seconds of ``group`` depend on, in words."""
     found = set()
@@ -282,6 +298,11 @@ def _notes(
         f"{clock} of training, without evaluation; both as if the method had been trained on its own, as a multiple of "
         f"{reference}."
     )
+    if all("curves" in record["result"] for record in everything):
+        costs += (
+            f" validation after 1×, 2×, 3×: best validation accuracy so far after that many times the passes of "
+            f"{reference}, of whatever could predict by then (a modality alone, in a method that fuses last)."
+        )
     if untimed:
         machines += f" Not on the machine of {reference}, so without seconds: {', '.join(untimed)}."
     return (*MEANINGS, costs, machines)

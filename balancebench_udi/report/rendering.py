@@ -73,6 +73,11 @@ def _columns(comparison: Comparison) -> list[_Column]:
         _Column("imbalance", "relative", "imbalance_relative", 1, 2),
         _Column("", f"passes{over}", "passes_relative", 1, 2),
         _Column("", f"seconds{over}", "seconds_relative", 1, 2),
+        *(
+            _Column("validation after", f"{k}×", f"budget_{k}x")
+            for k in (1, 2, 3)
+            if f"budget_{k}x" in comparison.table
+        ),
     ]
 
 

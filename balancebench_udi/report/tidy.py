@@ -9,7 +9,7 @@ import pandas as pd
 from torch import Tensor
 
 from balancebench_udi.errors import UserError
-from balancebench_udi.metrics.balance import complementarity, utilisation
+from balancebench_udi.metrics.balance import bayes_distance, complementarity, utilisation
 from balancebench_udi.metrics.predictions import unpack
 from balancebench_udi.report.budget import passes
 from balancebench_udi.report.comparison import RULES
@@ -26,7 +26,7 @@ SCORES = (
     *("imbalance", "imbalance_relative", "discrepancy/", "cka/"),
 )
 """The test scores in the order of their columns; a name that ends in ``/`` stands for all that begin with it."""
-DERIVED = ("val_accuracy", "val_loss", "utilisation/", "complementarity/")
+DERIVED = ("val_accuracy", "val_loss", "utilisation/", "complementarity/", "bayes_distance/")
 COSTS = (
     *("parameters", "passes_forward", "passes_backward", "passes", "flops", "seconds", "cpu_seconds", "wall_seconds"),
     *("peak_memory_bytes", "device_type", "device", "threads", "torch", "commit"),
@@ -43,8 +43,8 @@ def rows(record: Mapping[str, Any], select: str | None = None) -> list[dict[str,
     - the specification, with mappings as canonical JSON; ``lr`` is the learning rate at the start of a phase;
     - ``reading``, and ``reading_epochs``: the epoch that was read of every phase, as a JSON list;
     - every test score under the name that the record gives it: accuracies in [0, 1], ``loss`` in nats;
-    - ``val_accuracy`` and ``val_loss``, and from the test split ``utilisation/m`` and ``complementarity/...``
-      (:mod:`balancebench_udi.metrics.balance`);
+    - ``val_accuracy`` and ``val_loss``, and from the test split ``utilisation/m``, ``complementarity/...`` and, where
+      the best possible accuracies are known, ``bayes_distance/...`` (:mod:`balancebench_udi.metrics.balance`);
     - costs: ``parameters``; ``passes_forward`` and ``passes_backward`` (samples through the encoders, summed over
       them), ``passes`` (forward + 2 x backward) and ``flops``; ``seconds`` and ``cpu_seconds`` of training, all as if
       the run had been made alone; ``wall_seconds`` from start to record, evaluation included and reused phases not;
@@ -67,7 +67,8 @@ def rows(record: Mapping[str, Any], select: str | None = None) -> list[dict[str,
         if name not in result["readings"]:
             continue
         reading = result["readings"][name]
-        derived = _derived(reading, target, result["modalities"])
+        bayes = record.get("data", {}).get("facts", {}).get("bayes_accuracy")
+        derived = _derived(reading, target, result["modalities"], bayes)
         epochs = canonical(reading["epochs"])
         made.append({**identity, "reading": name, "reading_epochs": epochs, **reading["test"], **derived, **costs})
     return made
@@ -99,14 +100,18 @@ def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "modalities": canonical(record["result"]["modalities"])}
 
 
-def _derived(reading: Mapping[str, Any], target: Tensor, modalities: list[str]) -> dict[str, float]:
+def _derived(
+    reading: Mapping[str, Any], target: Tensor, modalities: list[str], bayes: Mapping[str, float] | None
+) -> dict[str, float]:
     known = utilisation(reading["test"], modalities)
+    below = bayes_distance(reading["test"], bayes, modalities) if bayes else {}
     knew = complementarity(_Unpacked(reading["predictions"]), target, modalities)
     return {
         "val_accuracy": reading["val"]["accuracy"],
         "val_loss": reading["val"]["loss"],
         **{f"utilisation/{m}": value for m, value in known.items()},
         **{f"complementarity/{case}": value for case, value in knew.items()},
+        **{f"bayes_distance/{who}": value for who, value in below.items()},
     }
 
 

@@ -411,3 +411,31 @@ def test_pareto_front():
     assert list(imbalance._front(points).index) == ["e", "b", "c", "a"]  # d is beaten by c, f is no better than e
     points.loc["g"] = (1, 95)
     assert list(imbalance._front(points).index) == ["g"]
+
+
+def test_accuracy_at_equal_budget_is_read_where_records_have_curves():
+    def record(method, seed, accuracies, count):
+        made = make(method, seed, 0.5)
+        made["result"]["curves"] = [
+            {"phase": "training", "epoch": e, "val": {"accuracy": a}} for e, a in enumerate(accuracies)
+        ]
+        each = {"audio": count, "visual": 0}
+        made["result"]["passes"] = {"forward": each, "backward": {"audio": 0, "visual": 0}}
+        made["cost"]["phases"] = [{**made["cost"]["phases"][0], "phase": "training", **made["result"]["passes"]}]
+        made["result"]["readings"]["best_val"]["val"] = {"accuracy": max(accuracies)}
+        return made
+
+    records = [record("joint", s, [0.25, 0.5], 100) for s in (0, 1)]
+    records += [record("long", s, [0.125, 0.25 + s / 8, 0.25, 0.75], 400) for s in (0, 1)]
+    records += [record("coarse", s, [0.625], 200) for s in (0, 1)]
+    table = compare(records, reference="joint").table.set_index("method")
+    names = ["budget_1x", "budget_2x", "budget_3x"]
+    assert table.loc["joint", names].tolist() == [0.5, 0.5, 0.5]
+    assert table.loc["long", names].tolist() == [0.125, 0.3125, 0.3125]
+    assert math.isnan(table.loc["coarse", "budget_1x"])
+    assert table.loc["coarse", names[1:]].tolist() == [0.625, 0.625]
+    shown = rendering.markdown(compare(records, reference="joint"))
+    assert "| validation after 1× | validation after 2× | validation after 3× |" in shown
+    assert "50.0 | 50.0 | 50.0 |" in shown
+    assert "budget_1x" not in compare(records).table
+    assert "budget_1x" not in compare(joint(), reference="joint").table

@@ -79,6 +79,15 @@ def make(method="joint", seed=0, spec=None, **readings):
 # -- rows ------------------------------------------------------------------------------------------------------------
 
 
+def test_the_distance_to_the_best_possible_stands_where_that_is_known():
+    made = make()
+    assert not any(name.startswith("bayes_distance") for name in rows(made)[0])
+    made["data"] = {"facts": {"bayes_accuracy": {"visual": 0.5, "audio": 0.25, "visual+audio": 0.75}}}
+    (best,) = rows(made, "best_val")
+    assert best["bayes_distance/fused"] == 0.75 - 0.625
+    assert "bayes_distance/fused" in frame([made]).columns
+
+
 def test_a_row_by_hand():
     last, best = rows(make())
     assert (last["reading"], last["reading_epochs"], last["accuracy"]) == ("last", "[3,3]", 0.5)
