@@ -34,6 +34,11 @@ MEANINGS = (
     "the sum of their absolute values (relative); 0 is balanced.",
 )
 
+NEWER = (
+    "probe: accuracy of a linear classifier fitted to what the frozen encoder makes of the train split.",
+    "calibration error: mean gap between confidence and accuracy over 15 bins of confidence, in percentage points.",
+)
+
 BUDGETS = (1, 2, 3)
 """Multiples of the reference's passes at which accuracies are read."""
 
@@ -115,6 +120,8 @@ def compare(
 
     scores = ["accuracy", "macro_f1", *(f"{k}/{m}" for k in (*rendering.READOUTS, "shapley") for m in modalities)]
     scores += ["imbalance", "imbalance_relative"]
+    newer = [*(f"probe/{m}" for m in modalities), "top5", "ece"]  # which older records lack
+    scores += [n for n in newer if any(n in r["result"]["readings"][select]["test"] for r in records)]
     figures = pd.DataFrame([_figures(r, select, scores) for group in runs.values() for r in group])
     groups = figures.groupby("method", sort=False)
     mean, sd = groups.mean(), groups[scores].std(ddof=1)
@@ -146,7 +153,7 @@ def compare(
         if one is not None and all("curves" in r["result"] for r in records):
             row |= _at_budgets(group, select, one["passes"])
         rows.append(row)
-    caption, notes = _caption(runs, select, wanted), _notes(runs, reference, untimed)
+    caption, notes = _caption(runs, select, wanted), _notes(runs, select, reference, untimed)
     title = f"{rows[0]['dataset']}, protocol {rows[0]['protocol']}"
     return Comparison(title, select, pd.DataFrame(rows), tuple(published), caption, notes, modalities, reference)
 
@@ -280,14 +287,17 @@ def _caption(runs: Mapping[str, Sequence[Mapping[str, Any]]], select: str, wante
 
 
 def _notes(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], reference: str | None, untimed: Sequence[str]
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], select: str, reference: str | None, untimed: Sequence[str]
 ) -> tuple[str, ...]:
     """What the columns mean, and where the runs were trained."""
     everything = [record for group in runs.values() for record in group]
+    meanings = MEANINGS
+    if any("ece" in record["result"]["readings"][select]["test"] for record in everything):
+        meanings += NEWER
     machines = f"Trained on {'; '.join(sorted(_machines(everything)))}."
     if reference is None:
         return (
-            *MEANINGS,
+            *meanings,
             "passes and seconds are relative to a reference method, which is not in the table.",
             machines,
         )
@@ -305,7 +315,7 @@ def _notes(
         )
     if untimed:
         machines += f" Not on the machine of {reference}, so without seconds: {', '.join(untimed)}."
-    return (*MEANINGS, costs, machines)
+    return (*meanings, costs, machines)
 
 
 def _listed(values: Mapping[str, Any]) -> str:

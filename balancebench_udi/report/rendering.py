@@ -62,12 +62,13 @@ class _Column:
 
 
 def _columns(comparison: Comparison) -> list[_Column]:
-    single = [_Column(k, m, f"{k}/{m}", best=True) for k in READOUTS for m in comparison.modalities]
+    single = [_Column(k, m, f"{k}/{m}", best=True) for k in (*READOUTS, "probe") for m in comparison.modalities]
+    newer = [_Column("", "top-5", "top5", best=True), _Column("", "calibration error", "ece")]
     over = f" / {comparison.reference}" if comparison.reference else ""
     return [
         _Column("", "accuracy", "accuracy", best=True),
         _Column("", "macro-F1", "macro_f1", best=True),
-        *single,
+        *(column for column in (*newer, *single) if column.name in comparison.table),
         *(_Column("Shapley", m, f"shapley/{m}") for m in comparison.modalities),
         _Column("imbalance", "absolute", "imbalance"),
         _Column("imbalance", "relative", "imbalance_relative", 1, 2),

@@ -106,7 +106,7 @@ def test_the_readme_quotes_the_tables() -> None:
     section = re.search(r"^## Results$(.*?)^## ", text, re.M | re.S)
     assert section is not None
     figures = set(re.findall(r"(?<![\w.-])\d+\.\d+(?![\w.]*\w)", section[1]))
-    sources = [*RESULTS.glob("tables/*/comparison.md"), *PROTOCOLS.glob("*.yaml")]
+    sources = [*RESULTS.glob("tables/*/*.md"), *PROTOCOLS.glob("*.yaml")]
     known = {figure for path in sources for figure in re.findall(r"\d+\.\d+", path.read_text())}
     assert figures
     assert figures <= known, sorted(figures - known)

@@ -439,3 +439,15 @@ def test_accuracy_at_equal_budget_is_read_where_records_have_curves():
     assert "50.0 | 50.0 | 50.0 |" in shown
     assert "budget_1x" not in compare(records).table
     assert "budget_1x" not in compare(joint(), reference="joint").table
+
+
+def test_probes_top_5_and_calibration_are_shown_where_some_record_has_them():
+    found = {"probe/audio": 0.75, "probe/visual": 0.5, "ece": 0.125, "top5": 0.875}
+    made = compare([make("new", 0, 0.5, found), make("old", 0, 0.5)])
+    assert made.table.set_index("method").loc["new", list(found)].to_dict() == found
+    shown = rendering.markdown(made)
+    assert "| top-5 | calibration error |" in shown
+    assert "| probe audio | probe visual |" in shown
+    assert "87.5" in shown
+    assert "- probe: accuracy of a linear classifier" in shown
+    assert "probe" not in rendering.markdown(compare([make("old", 0, 0.5)]))
