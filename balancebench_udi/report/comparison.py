@@ -291,7 +291,7 @@ def _notes(
 ) -> tuple[str, ...]:
     """What the columns mean, and where the runs were trained."""
     everything = [record for group in runs.values() for record in group]
-    meanings = MEANINGS
+    meanings: tuple[str, ...] = MEANINGS
     if any("ece" in record["result"]["readings"][select]["test"] for record in everything):
         meanings += NEWER
     machines = f"Trained on {'; '.join(sorted(_machines(everything)))}."
