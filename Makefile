@@ -64,6 +64,7 @@ format: $(VENV)/.ready
 
 $(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) must be on the PATH, found none: install Python 3.11 or call make PYTHON=python3" >&2; exit 2; }
+	@test -e $@ || rm -rf $(VENV)  # half made by a call that was interrupted
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	@touch $@
