@@ -59,6 +59,17 @@ def words(text: str, flag: str) -> list[str]:
     return found
 
 
+def folder_name(text: str) -> str:
+    """What ``--name`` gave, if it names one folder and none above it.
+
+    Raises:
+        UserError: it does not.
+    """
+    if Path(text).name != text or text in ("", ".."):
+        raise UserError(f"--name must be a plain folder name, found {text!r}")
+    return text
+
+
 def parse_settings(texts: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, str]]:
     """``["ogm.alpha=0.5"]`` as ``{"ogm": {"alpha": "0.5"}}``.
 

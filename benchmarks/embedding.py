@@ -29,7 +29,7 @@ from balancebench_udi.store import Store
 from balancebench_udi.strategy import evaluating
 from balancebench_udi.trainer import Trainer
 from benchmarks import run as training
-from benchmarks.command import Parser, guarded, short
+from benchmarks.command import Parser, folder_name, guarded, short
 
 SAMPLES = 1000
 """Most points of a panel."""
@@ -67,9 +67,7 @@ def run(given: argparse.Namespace) -> int:
     """Train what is missing, map the features, draw."""
     if given.samples < embedding.FEWEST:
         raise UserError(f"--samples must be at least {embedding.FEWEST}, found {given.samples}")
-    name = given.name or f"{given.dataset}-{given.protocol}"
-    if Path(name).name != name:
-        raise UserError(f"--name must be a plain folder name, found {name!r}")
+    name = folder_name(given.name or f"{given.dataset}-{given.protocol}")
     panels: dict[str, tuple[Any, Any]] = {}
     for text in given.panel:
         title, words = parse_panel(text)

@@ -42,6 +42,7 @@ from benchmarks.command import (
     data_root,
     default_out,
     duration,
+    folder_name,
     guarded,
     parse_settings,
     short,
@@ -141,8 +142,8 @@ def make_plan(given: argparse.Namespace) -> tuple[list[Job], Store, torch.device
         )
     )
     seeds = parse_seeds(given.seeds)
-    if given.name is not None and Path(given.name).name != given.name:
-        raise UserError(f"--name must be a plain folder name, found {given.name!r}")
+    if given.name is not None:
+        folder_name(given.name)
     device = choose_device(given.device)
     store = Store(given.out if given.out is not None else default_out(), given.keep_weights)
     protocol = resolve_precision(protocol, device)

@@ -28,7 +28,7 @@ if str(HERE.parent) not in sys.path:  # a plain checkout, called from anywhere
 import registry
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.runner import describe_machine
-from benchmarks.command import Parser, choose_device, default_out, duration, guarded, words
+from benchmarks.command import Parser, choose_device, default_out, duration, folder_name, guarded, words
 from benchmarks.speed_parts import PARTS, PRECISIONS, Setting, Table
 from benchmarks.speed_runs import CASES, REFERENCE, STATUS, make_case
 
@@ -77,8 +77,8 @@ def run(given: argparse.Namespace) -> int:
         given.precision or ("fp32" if given.quick else ",".join(PRECISIONS)), "--precision", "precision", PRECISIONS
     )
     wanted = registry.methods.match([REFERENCE, *words(given.methods, "--methods")])
-    if given.name is not None and (Path(given.name).name != given.name or given.name in ("", "..")):
-        raise UserError(f"--name must be a plain folder name, found {given.name!r}")
+    if given.name is not None:
+        folder_name(given.name)
     device = choose_device(given.device)
     if not STATUS.exists() and {"memory", "scaling"} & set(parts):
         raise UserError(f"memory and scaling need {STATUS}, as on Linux, found none: leave them out of --parts")

@@ -43,6 +43,7 @@ def test_two_variants_are_trained_kept_and_drawn(tmp_path):
         (("--panel", "a: joint", "--samples", "3"), "--samples must be at least 7, found 3"),
         (("--panel", "a: joint", "--seed", "0-1"), "one seed, found 2 runs"),
         (("--panel", "a: joint", "--name", "../x"), "--name must be a plain folder name"),
+        (("--panel", "a: joint", "--name", ".."), "--name must be a plain folder name"),
     ],
 )
 def test_mistakes_get_a_sentence(arguments, said, tmp_path):

@@ -50,6 +50,7 @@ WRONG = {
     "method far from all": (("--methods", "zzzz", *QUICK), r"no method called 'zzzz'; known: .*joint"),
     "one of several methods": (("--methods", "joint,jiont", *QUICK), r"no method called 'jiont'; did you mean 'joint'"),
     "wildcard": (("--methods", "zz*", *QUICK), r"no method called 'zz\*'"),
+    "name above": (("--methods", "joint", *QUICK, "--name", ".."), r"--name must be a plain folder name, found '..'"),
     "no method": (("--methods", ",", *QUICK), r"--methods needs at least one value, found ','"),
     "dataset": (("--methods", "joint", "--dataset", "digit"), r"no dataset called 'digit'; did you mean 'digits'"),
     "protocol": (("--methods", "joint", "--protocol", "qick"), r"no protocol called 'qick'; did you mean 'quick'"),
