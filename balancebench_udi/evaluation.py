@@ -20,6 +20,9 @@ from balancebench_udi.strategy import Output, Strategy, evaluating
 TOP = 5
 """``top5`` is read where there are more classes than this."""
 
+PROBE_SAMPLES = 10_000
+"""Most training samples that a probe is fitted to."""
+
 Probes = Mapping[str, Callable[[Tensor], Tensor]]
 
 
@@ -104,14 +107,24 @@ def evaluate(
 
 
 def fit_probes(strategy: Strategy, loader: Loader, modalities: Sequence[str]) -> Probes:
-    """A linear classifier on every encoder as it stands, fitted to the train split without augmentation."""
-    parts: dict[str, list[Tensor]] = {m: [] for m in modalities}
-    with evaluating(strategy), strategy.model.passes.paused():
-        for batch in loader.ordered("train", modalities):
-            for m, f in strategy.model.encode(batch.inputs).items():
-                parts[m].append(f)
-    target = loader.target("train")
-    return {m: fit_probe(torch.cat(found), target, strategy.task.classes) for m, found in parts.items()}
+    """A linear classifier on every encoder as it stands, fitted to the train split without augmentation.
+
+    Of a split of more than ``PROBE_SAMPLES`` so many evenly spaced samples are taken, one modality after another, so
+    that memory does not grow with the data.
+    """
+    size = loader.size("train")
+    index = torch.arange(min(size, PROBE_SAMPLES)) * size // min(size, PROBE_SAMPLES)
+    target = loader.target("train")[index.to(loader.device)]
+    probes = {}
+    for m in modalities:
+        found = torch.empty(len(index), strategy.model.feature_sizes[m], device=loader.device)
+        done = 0
+        with evaluating(strategy), strategy.model.passes.paused():
+            for batch in loader.ordered("train", [m], index):
+                found[done : done + len(batch)] = strategy.model.encode(batch.inputs)[m]
+                done += len(batch)
+        probes[m] = fit_probe(found, target, strategy.task.classes)
+    return probes
 
 
 def compare_gradients(strategy: Strategy, loader: Loader, modalities: Sequence[str], samples: int) -> dict[str, float]:

@@ -21,7 +21,8 @@ def fit_probe(features: Tensor, target: Tensor, classes: int, penalty: float = 1
     """
     features = features.detach().float()
     mean, deviation = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
-    x = (features - mean) / deviation
+    x = features - mean
+    x /= deviation
     weight = torch.zeros(x.shape[1], classes, device=x.device, requires_grad=True)
     bias = torch.zeros(classes, device=x.device, requires_grad=True)
     solver = torch.optim.LBFGS(

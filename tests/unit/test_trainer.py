@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from balancebench_udi import trainer as trainer_module
 from balancebench_udi.branches import BranchStrategy
 from balancebench_udi.errors import RunFailed, UserError
-from balancebench_udi.evaluation import Reading, compare_gradients, evaluate
+from balancebench_udi.evaluation import Reading, compare_gradients, evaluate, fit_probes
 from balancebench_udi.metrics.features import cka, fit_probe
 from balancebench_udi.metrics.predictions import accuracy, calibration_error, unpack
 from balancebench_udi.spec import Schedule
@@ -665,6 +665,18 @@ def test_gradients_are_compared_as_plain_autograd_does(kind):
             flat.append(torch.cat([p.grad.flatten().clone() for p in strategy.model.encoders[m].parameters()]))
         assert found[f"norm_ratio/{m}"] == pytest.approx((flat[0].norm() / flat[1].norm()).item(), rel=1e-4)
         assert found[f"cosine/{m}"] == pytest.approx(torch.cosine_similarity(*flat, dim=0).item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("most", [7, 95, 96, 97])
+def test_probes_of_a_large_split_take_evenly_spaced_samples(bundle, monkeypatch, most):
+    trainer = make_trainer(bundle, Plain)
+    monkeypatch.setattr("balancebench_udi.evaluation.PROBE_SAMPLES", most)
+    found = fit_probes(trainer.strategy, trainer.loader, ["audio"])["audio"]
+    rows = [i * 96 // min(most, 96) for i in range(min(most, 96))]
+    with torch.no_grad():
+        features = trainer.strategy.model.eval().encode(bundle.train.inputs)["audio"]
+    wanted = fit_probe(features[rows], bundle.train.target[rows], 3)
+    assert torch.allclose(found(features), wanted(features), atol=1e-3)
 
 
 def test_gradients_are_compared_where_there_is_something_to_compare(bundle):
