@@ -15,7 +15,7 @@ bench: $(VENV)/.ready
 test: $(VENV)/.ready lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The tables, figures and pages of results/ again, five seeds each: what is missing is trained first, about four hours on
+# The tables, figures and pages of results/ again, five seeds each: what is missing is trained first, for hours on
 # two CPU cores. DATA is the folder with mnist/, fsdd/, cmu_mosi_utterance/, utd_mhad/ and handwritten_6views/.
 results: $(VENV)/.ready
 	$(BIN)/python benchmarks/tables.py udi-main,udi-ablation,udi-weights,udi-anchor,udi-budget --run --data-root "$(DATA)"

@@ -70,7 +70,8 @@ def probe_gap(alone: Mapping[str, float], scores: Mapping[str, float], modalitie
     """What joint training cost each modality: its accuracy trained alone minus what a probe reads in its encoder here.
 
     Args:
-        alone: m -> accuracy of the same encoder trained alone under the same protocol.
+        alone: m -> accuracy of the same encoder trained alone under the same protocol, by its own head; one that is not
+            trained to the end understates it, and the gap may come out negative.
         scores: of one split, with ``probe/m``; modalities without either are left out.
     """
     return {m: alone[m] - scores[f"probe/{m}"] for m in modalities if m in alone and f"probe/{m}" in scores}
