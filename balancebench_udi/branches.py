@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,9 @@ class BranchStrategy(Strategy):
     @classmethod
     def planned_epochs(cls, options: Any, epochs: int, modalities: Sequence[str]) -> int:
         return epochs * len(modalities)
+
+    def replay_key(self) -> Hashable | None:
+        return ()
 
     def branch(self, m: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Features ``[B, D_m]`` and logits ``[B, C]`` of branch m."""

@@ -7,7 +7,7 @@ prototypes, running averages) is a submodule or a buffer and is checkpointed for
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -275,6 +275,16 @@ class Strategy(nn.Module):
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
+    def replay_key(self) -> Hashable | None:
+        """What a step of this epoch depends on beside tensors that stay where they are; None: on more than that.
+
+        On a GPU, where a key is given, a step is recorded and replayed without running any Python, as long as phase,
+        learning rate and key stay the same. So give one only if everything that changes from step to step is a tensor,
+        changed in place: ``()`` where nothing else matters, ``self.active`` where an epoch's window does. A subclass
+        whose steps depend on more than its base's must say so, or return None.
+        """
+        return None
+
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One update. Returns what to log: detached device scalars, means over the batch; ``loss`` among them."""
         output = self.forward(batch)
@@ -333,11 +343,18 @@ def make_optimizer(options: Optimizer, parameters: Iterable[nn.Parameter]) -> to
     made: torch.optim.Optimizer
     if options.name == "adamw":
         made = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay, fused=True)
+        recordable(made)
     else:
         momentum, decay = options.momentum, options.weight_decay
         made = torch.optim.SGD(parameters, lr=options.lr, momentum=momentum, weight_decay=decay, fused=True)
     made.register_step_pre_hook(_same_layout)
     return made
+
+
+def recordable(optimizer: torch.optim.Optimizer) -> None:
+    """Let the steps of an Adam with the fused kernels be recorded on a GPU; its arithmetic stays the same."""
+    for group in optimizer.param_groups:
+        group["capturable"] = all(p.is_cuda for p in group["params"])
 
 
 def _same_layout(optimizer: torch.optim.Optimizer, *_: Any) -> None:

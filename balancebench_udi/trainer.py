@@ -5,10 +5,11 @@ The trainer owns batches, seeds, precision and time. It knows no method; a metho
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from balancebench_udi.data.base import Bundle
-from balancebench_udi.data.loader import Loader
+from balancebench_udi.data.loader import Batch, Loader
 from balancebench_udi.errors import RunFailed, UserError
 from balancebench_udi.evaluation import compare_gradients, evaluate, fit_probes
 from balancebench_udi.metrics.predictions import pack
 from balancebench_udi.nets.model import build_model
+from balancebench_udi.replay import Logs, Steps
 from balancebench_udi.seeding import derive
 from balancebench_udi.spec import RunSpec, Schedule
 from balancebench_udi.store import Store
@@ -111,6 +113,7 @@ class Trainer:
         self.strategy.setup(self.task)
         self.strategy.to(device)
         self.task._module = self.strategy
+        self.steps = Steps(self.strategy, device, spec.batch_size)
         self.progress = Progress()
         self._saved_at = time.monotonic()
 
@@ -122,13 +125,28 @@ class Trainer:
         Raises:
             RunFailed: a loss or a score that is not finite.
         """
-        optimizer_state = self._resume()
-        while (phase := self._phase()) is not None:
-            if optimizer_state is None and self._reuse(phase):
-                continue
-            self._train_phase(phase, optimizer_state)
-            optimizer_state = None
-        return self._outcome()
+        with self._stream():
+            optimizer_state = self._resume()
+            while (phase := self._phase()) is not None:
+                if optimizer_state is None and self._reuse(phase):
+                    continue
+                self._train_phase(phase, optimizer_state)
+                optimizer_state = None
+            return self._outcome()
+
+    @contextlib.contextmanager
+    def _stream(self) -> Iterator[None]:
+        """On a GPU, a stream of the run's own: steps cannot be recorded on the default one."""
+        if self.device.type != "cuda":
+            yield
+            return
+        outside, own = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+        own.wait_stream(outside)
+        try:
+            with torch.cuda.stream(own):
+                yield
+        finally:
+            outside.wait_stream(own)
 
     def _phase(self) -> Phase | None:
         phase = self.strategy.phase(self.progress.phase)
@@ -164,6 +182,7 @@ class Trainer:
             progress.epoch = epoch + 1
             if not self._over(phase):
                 self._checkpoint(optimizer)
+        self.steps.forget()
         self._close(phase)
 
     def _over(self, phase: Phase) -> bool:
@@ -180,19 +199,20 @@ class Trainer:
         strategy = self.strategy
         self._modes(phase)
         strategy.begin_epoch()
-        totals: dict[str, Tensor] = {}
+        totals: dict[tuple[str, ...], Tensor] = {}
         seen = steps = 0
         for batch in self.loader.train(
             self.task.epoch, phase.modalities or self.task.modalities, strategy.sample_view()
         ):
-            logs = strategy.step(batch)
-            for name, value in logs.items():
-                value = value * len(batch)
-                totals[name] = totals[name] + value if name in totals else value
+            logs = self.step(batch)
+            values = logs.values * len(batch)
+            totals[logs.names] = totals[logs.names] + values if logs.names in totals else values
             seen += len(batch)
             steps += 1
         strategy.end_epoch()
-        means = {name: float(value) / seen for name, value in totals.items()}  # the epoch's only wait for the device
+        means: dict[str, float] = {}
+        for names, sums in totals.items():  # the epoch's only wait for the device
+            means |= {n: means.get(n, 0.0) + value / seen for n, value in zip(names, sums.tolist(), strict=True)}
         for name, mean in means.items():
             if not math.isfinite(mean):
                 raise RunFailed(
@@ -202,6 +222,10 @@ class Trainer:
                 )
         self.tick(phase.name, steps)
         return means
+
+    def step(self, batch: Batch) -> Logs:
+        """One update of the current phase."""
+        return self.steps(batch, self.progress.phase, self.task.optimizer.param_groups[0]["lr"])
 
     def _validate(self, phase: Phase, epoch: int, lr: float, train: dict[str, float]) -> None:
         started = time.perf_counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -125,6 +125,9 @@ class AGM(Strategy):
     def active(self) -> bool:
         """Whether the current epoch lies in the window."""
         return self.task.within(self.options.window)
+
+    def replay_key(self) -> Hashable | None:
+        return self.active
 
     def ablated(self, batch: Batch) -> list[Tensor]:
         """``f(S) [B, C]`` of every coalition but none and all, in eval mode; batch-norm statistics stay as they are."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,6 +25,9 @@ class Joint(Strategy):
     family = "none"
     reference = "the joint baseline of Peng et al., CVPR 2022, arXiv 2203.15332"
 
+    def replay_key(self) -> Hashable | None:
+        return ()
+
 
 class Uniform(Strategy):
     """Joint loss plus one unimodal loss a modality, all with weight 1: the control of MMPareto.
@@ -45,6 +48,9 @@ class Uniform(Strategy):
     def setup(self, task: Task) -> None:
         super().setup(task)
         self.heads = task.make_heads()
+
+    def replay_key(self) -> Hashable | None:
+        return ()
 
     def alone(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {m: self.heads[m](f) for m, f in features.items()}

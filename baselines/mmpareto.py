@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +85,9 @@ class MMPareto(Strategy):
     def setup(self, task: Task) -> None:
         super().setup(task)
         self.heads = task.make_heads()
+
+    def replay_key(self) -> Hashable | None:
+        return ()
 
     def alone(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {m: self.heads[m](f) for m, f in features.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +143,9 @@ class OGM(Strategy):
     def active(self) -> bool:
         """Whether the current epoch lies in the window."""
         return self.task.within(self.options.window)
+
+    def replay_key(self) -> Hashable | None:
+        return self.active
 
     @torch.no_grad()
     def unimodal_logits(self, features: Mapping[str, Tensor]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -122,6 +123,9 @@ class PMR(Strategy):
             return 0.0, 0.0
         early = epoch / self.task.epochs < options.entropy_until - EDGE
         return options.alpha, options.mu if early else 0.0
+
+    def replay_key(self) -> Hashable | None:
+        return self.strengths(self.task.epoch)
 
     def begin_phase(self) -> None:
         self.update_prototypes(0, momentum=0.0)

@@ -29,6 +29,7 @@ from balancebench_udi.data.frames import FrameTransform
 from balancebench_udi.errors import UserError
 from balancebench_udi.nets.model import build_model
 from balancebench_udi.protocol import Protocol, RunOptions
+from balancebench_udi.replay import FIRST, Logs
 from balancebench_udi.runner import Job, plan
 from balancebench_udi.seeding import generator
 from balancebench_udi.spec import Optimizer
@@ -38,6 +39,8 @@ from benchmarks.command import choose_device
 
 REFERENCE = "joint"
 BARE = "bare loop"
+REPLAYED = "bare loop, replayed"
+"""On a GPU, the bare loop recorded once and replayed, as the harness does with its steps."""
 CANDIDATES, STORED = 3, 256
 """Candidate frames kept of a clip, and their side in pixels."""
 HELD_OUT = 8
@@ -227,7 +230,7 @@ def train(job: Job, device: torch.device, watch: bool = False) -> Lap:
         steps += count
 
     trainer = Trainer(job.spec, job.bundle, job.method, job.options, device, tick=tick)
-    load, step = trainer.loader.train, trainer.strategy.step
+    load, step = trainer.loader.train, trainer.step
 
     @contextlib.contextmanager
     def timed(what: str) -> Iterator[None]:
@@ -246,13 +249,13 @@ def train(job: Job, device: torch.device, watch: bool = False) -> Lap:
                 return
             yield batch
 
-    def timed_step(batch: Batch) -> dict[str, Tensor]:
+    def timed_step(batch: Batch) -> Logs:
         with timed("stepping"):
             return step(batch)
 
     if watch:
         trainer.loader.train = timed_load  # type: ignore[method-assign, assignment]
-        trainer.strategy.step = timed_step  # type: ignore[method-assign]
+        trainer.step = timed_step  # type: ignore[method-assign]
     phases = trainer.run()["cost"]["phases"]
     window = getattr(job.options, "window", None)
     epochs = range(job.spec.epochs)
@@ -297,15 +300,29 @@ class Bare:
         self.optimizer.step()
 
 
-def train_bare(job: Job, device: torch.device) -> Lap:
-    """As many steps of :class:`Bare` as a joint training of ``job`` has."""
+def train_bare(job: Job, device: torch.device, replay: bool = False) -> Lap:
+    """As many steps of :class:`Bare` as a joint training of ``job`` has.
+
+    Args:
+        replay: record a step, before the time begins, and replay it.
+    """
     gc.collect()
     bare = Bare(job, device)
-    steps = job.steps
+    steps, step = job.steps, bare.step
+    if replay:
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(FIRST):
+                bare.step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            bare.step()
+        step = graph.replay
     synchronise(device)
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(steps):
-        bare.step()
+        step()
     synchronise(device)
     return Lap(time.perf_counter() - wall, time.process_time() - cpu, steps)
 
@@ -380,13 +397,16 @@ def compete(
     bare = replace(next(iter(jobs.values())), method=Strategy, options=Strategy.Options())
     warm = {BARE: functools.partial(train_bare, shorter(bare), device)}
     runs = {BARE: functools.partial(train_bare, bare, device)}
+    if not on_cpu:
+        warm[REPLAYED] = functools.partial(train_bare, shorter(bare), device, replay=True)
+        runs[REPLAYED] = functools.partial(train_bare, bare, device, replay=True)
     for name, job in jobs.items():
         warm[name] = functools.partial(train, shorter(job), device)
         runs[name] = functools.partial(train, job, device, watch=on_cpu)
     laps = interleave(warm, runs, case.rounds, label, failed)
     if on_cpu:
         return laps, laps
-    watched = {name: functools.partial(train, jobs[name], device, watch=True) for name in laps if name != BARE}
+    watched = {name: functools.partial(train, job, device, watch=True) for name, job in jobs.items() if name in laps}
     return laps, interleave({}, watched, 1, f"{label} watched", failed)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from balancebench_udi.nets.model import seeded
+from balancebench_udi.strategy import recordable
 from balancebench_udi.udi.club import CLUB
 from balancebench_udi.udi.options import UDIOptions
 
@@ -68,7 +69,9 @@ class Estimators(nn.ModuleDict):
     def _make(self, x_size: int, y_size: int) -> CLUB:
         options = self.options
         q = CLUB(x_size, y_size, options.q_hidden, options.q_lr, options.variance == "one", options.reduction)
-        return q.to(self.device)
+        q.to(self.device)
+        recordable(q.optimizer)
+        return q
 
     def _scaled(self, features: Tensor) -> Tensor:
         return F.layer_norm(features, features.shape[1:]) if self.options.normalise == "layernorm" else features

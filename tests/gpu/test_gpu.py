@@ -13,13 +13,14 @@ from tests.helpers import make_trainer, tiny_bundle
 
 pytestmark = pytest.mark.gpu
 METHODS = list(registry.METHODS)
+CALM = {"ogm_ge": {"noise": False}, "pmr": {"subset": 1.0}, "udi": {"q_warmup_epochs": 0}}
+"""Options with which a method draws nothing from the generator of its device."""
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_cpu_and_gpu_agree(name):
     bundle = tiny_bundle(2, kind="image", dtype=torch.float64)
-    options = {"noise": False} if name == "ogm_ge" else None  # its noise comes from the device's own generator
-    runs = [make_trainer(bundle, name, options, device=device, epochs=2).run() for device in ("cpu", "cuda")]
+    runs = [make_trainer(bundle, name, CALM.get(name), device=device, epochs=2).run() for device in ("cpu", "cuda")]
     for here, there in zip(*(r["result"]["curves"] for r in runs), strict=True):
         assert here["train"] == pytest.approx(there["train"], rel=1e-5, abs=1e-6)
         assert here["val"]["loss"] == pytest.approx(there["val"]["loss"], rel=1e-5)
@@ -45,14 +46,90 @@ def test_no_wait_for_the_device_inside_a_step(name):
     run_without_waits(make_trainer(tiny_bundle(2, kind="image"), name, device="cuda", epochs=1))
 
 
+@pytest.fixture
+def deterministic(monkeypatch):
+    """As every command of ours sets it."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_same_seed_same_bytes_on_the_gpu(name):
+def test_same_seed_same_bytes_on_the_gpu(name, deterministic):
     bundle = tiny_bundle(2, kind="image")
-    torch.backends.cudnn.deterministic = True
     assert (
         make_trainer(bundle, name, device="cuda").run()["result"]
         == (make_trainer(bundle, name, device="cuda").run()["result"])
     )
+
+
+def replayed_and_not(bundle, name, **overrides):
+    """The same run twice, first with replayed steps, then without: the trainers and their results."""
+    trainers = [make_trainer(bundle, name, device="cuda", **overrides) for _ in range(2)]
+    trainers[1].steps.allowed = False
+    results = [trainer.run()["result"] for trainer in trainers]
+    assert trainers[1].steps.replayed == 0
+    return trainers, results
+
+
+@pytest.mark.parametrize("modalities", [2, 3])
+@pytest.mark.parametrize("name", METHODS)
+def test_replayed_steps_give_the_same_bytes(name, modalities, deterministic):
+    """Partial batches, a change of the learning rate and the ends of windows come between; so do counted passes."""
+    bundle = tiny_bundle(modalities, kind="image", n=(170, 32, 32))
+    trainers, (replayed, plain) = replayed_and_not(bundle, name, epochs=6, schedule={"name": "step", "at": 0.5})
+    assert trainers[0].steps.allowed
+    assert trainers[0].steps.replayed > 6
+    assert replayed == plain
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_replayed_clips_give_the_same_bytes(optimizer, deterministic):
+    overrides = {"epochs": 2, "batch_size": 16, "precision": "bf16", "optimizer": {"name": optimizer, "lr": 0.001}}
+    trainers, (replayed, plain) = replayed_and_not(clips(96), "joint", **overrides)
+    assert trainers[0].steps.replayed > 6
+    assert replayed == plain
+
+
+@pytest.mark.parametrize("options", [{"estimator": "sampled"}, {"q_order": "after"}, {"anchor_view": "cached"}])
+def test_replayed_variants_of_udi_give_the_same_bytes(options, deterministic):
+    trainers, (replayed, plain) = replayed_and_not(tiny_bundle(2, kind="image"), "udi", options=options)
+    assert trainers[0].steps.replayed > 0
+    assert replayed == plain
+
+
+class Counts(registry.methods.get("joint")):
+    """Counts its steps in Python."""
+
+    name = "counts"
+    count = 0
+
+    def step(self, batch):
+        Counts.count += 1
+        return super().step(batch)
+
+
+class Silent(Counts):
+    """The same, and says so."""
+
+    def replay_key(self):
+        return None
+
+
+class Waits(Counts):
+    """A step that cannot be recorded."""
+
+    def step(self, batch):
+        logs = super().step(batch)
+        return {**logs, "seen": float(logs["loss"])}
+
+
+def test_what_must_not_be_replayed_is_not():
+    for method, replays in ((Counts, True), (Silent, False), (Waits, False)):
+        Counts.count = 0
+        trainer = make_trainer(tiny_bundle(2, kind="image"), method, device="cuda", epochs=4)
+        result = trainer.run()["result"]
+        assert (trainer.steps.replayed > 0) == replays
+        assert (Counts.count < 12) == replays
+        assert result["passes"] == {way: {"audio": 384, "visual": 384} for way in ("forward", "backward")}
 
 
 def clips(n=48):

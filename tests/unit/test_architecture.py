@@ -32,6 +32,7 @@ FLOORS = {
     "balancebench_udi.watch": 1,
     "balancebench_udi.strategy": 2,
     "balancebench_udi.evaluation": 2,
+    "balancebench_udi.replay": 2,
     "balancebench_udi.trainer": 2,
     "balancebench_udi.runner": 2,
     "balancebench_udi.branches": 2,
