@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from balancebench_udi.data.loader import Loader
+from balancebench_udi.data.loader import Batch, Loader
 from balancebench_udi.grads import dot, gradients, norm
 from balancebench_udi.metrics import predictions as metric
 from balancebench_udi.metrics.balance import masked
@@ -139,22 +139,34 @@ def compare_gradients(strategy: Strategy, loader: Loader, modalities: Sequence[s
         return {}
     every = max(1, loader.size("train") // samples)
     index = torch.arange(0, loader.size("train"), every)[:samples]
-    found: dict[str, float] = {}
+    pulls: dict[str, list[list[Tensor]]] = {}
     with evaluating(strategy), strategy.model.passes.paused(), torch.enable_grad():
-        (batch,) = loader.ordered("train", modalities, index, len(index))
-        output = strategy.predict(batch.inputs)
-        fused = F.cross_entropy(output.logits, batch.target)
-        for m, z in single(strategy, output).items():
-            moved = [p for p in strategy.model.encoders[m].parameters() if p.requires_grad]
-            if not moved:
-                continue
-            whole = gradients(fused, moved, retain_graph=True)
-            own = gradients(F.cross_entropy(z, batch.target), moved, retain_graph=True)
-            sizes = norm(whole), norm(own)
-            if all(size > 0 for size in sizes):
-                found[f"norm_ratio/{m}"] = (sizes[0] / sizes[1]).item()
-                found[f"cosine/{m}"] = (dot(whole, own) / (sizes[0] * sizes[1])).item()
+        for batch in loader.ordered("train", modalities, index):
+            for m, pull in _pulls(strategy, batch).items():
+                if m not in pulls:
+                    pulls[m] = pull
+                    continue
+                for total, part in zip(pulls[m], pull, strict=True):
+                    torch._foreach_add_(total, part)
+    found: dict[str, float] = {}
+    for m, (whole, own) in pulls.items():
+        sizes = norm(whole), norm(own)
+        if all(size > 0 for size in sizes):
+            found[f"norm_ratio/{m}"] = (sizes[0] / sizes[1]).item()
+            found[f"cosine/{m}"] = (dot(whole, own) / (sizes[0] * sizes[1])).item()
     return found
+
+
+def _pulls(strategy: Strategy, batch: Batch) -> dict[str, list[list[Tensor]]]:
+    """m -> gradients of the fused loss and of its own, summed over the batch, with respect to encoder m."""
+    output = strategy.predict(batch.inputs)
+    fused = F.cross_entropy(output.logits, batch.target, reduction="sum")
+    pulls = {}
+    for m, z in single(strategy, output).items():
+        if moved := [p for p in strategy.model.encoders[m].parameters() if p.requires_grad]:
+            both = (fused, F.cross_entropy(z, batch.target, reduction="sum"))
+            pulls[m] = [gradients(loss, moved, retain_graph=True) for loss in both]
+    return pulls
 
 
 def single(strategy: Strategy, output: Output) -> Mapping[str, Tensor]:

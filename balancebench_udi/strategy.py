@@ -287,9 +287,9 @@ class Strategy(nn.Module):
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One update. Returns what to log: detached device scalars, means over the batch; ``loss`` among them."""
+        self.task.optimizer.zero_grad(set_to_none=True)  # before the pass: the old gradients need not wait for its end
         output = self.forward(batch)
         loss, logs = self.loss(output, batch)
-        self.task.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.after_backward(output, batch)
         self.task.optimizer.step()

@@ -118,9 +118,9 @@ class MMPareto(Strategy):
     def step(self, batch: Batch) -> dict[str, Tensor]:
         if self.options.weights == "uniform":
             return super().step(batch)
+        self.task.optimizer.zero_grad(set_to_none=True)
         output = self.forward(batch)
         fused, own = self.losses(output, batch)
-        self.task.optimizer.zero_grad(set_to_none=True)
         encoders = {m: list(self.model.encoders[m].parameters()) for m in own}
         fusion = list(self.model.fusion.parameters())
         every = [*fusion, *(p for parameters in encoders.values() for p in parameters)]

@@ -46,6 +46,7 @@ from benchmarks.command import (
     guarded,
     parse_settings,
     short,
+    spare_memory,
     words,
 )
 from benchmarks.workers import run_side_by_side
@@ -91,6 +92,11 @@ def parser() -> Parser:
     p.add_argument(
         "--tensorboard", type=Path, metavar="DIR", help="write the curves of what is trained for TensorBoard"
     )
+    p.add_argument(
+        "--spare-memory",
+        action="store_true",
+        help="on a CPU: take about a third less memory and a tenth more time; the results are the same",
+    )
     p.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     p.add_argument("--list", action="store_true", help="print methods with their options, datasets and protocols")
     return p
@@ -129,6 +135,8 @@ def plan_again(given: argparse.Namespace) -> tuple[list[Job], Store, torch.devic
 
 def make_plan(given: argparse.Namespace) -> tuple[list[Job], Store, torch.device, Protocol]:
     """Everything that the command line asks for, checked."""
+    if given.spare_memory:
+        spare_memory()
     names = registry.methods.match(words(given.methods, "--methods"))
     methods = {name: registry.methods.get(name) for name in names}
     settings = parse_settings(given.set, [*names, given.dataset])

@@ -17,7 +17,7 @@ from balancebench_udi.seeding import generator
 
 EVALUATION_BATCH = 512
 """Most samples in a batch that is not trained on."""
-EVALUATION_BYTES = {"cpu": 2**26, "cuda": 2**29}
+EVALUATION_BYTES = {"cpu": 2**24, "cuda": 2**29}
 """Most bytes of such a batch, by device: activations take some ten times as much."""
 RESIDENT_SHARE = 0.5
 """On a GPU a split stays in device memory where it takes at most this share of what is free."""

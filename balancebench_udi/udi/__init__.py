@@ -273,6 +273,7 @@ class UDI(BranchStrategy):
         phase = self.task.phase
         if not isinstance(phase, Follow) or not self.terms:
             return super().step(batch)
+        self.task.optimizer.zero_grad(set_to_none=True)
         features, logits = self.branch(phase.follower, batch.inputs)
         guides = self._guides(phase, batch)
         logs: dict[str, Tensor] = {}
@@ -285,7 +286,6 @@ class UDI(BranchStrategy):
             if term in losses:
                 total = total + alpha * losses[term]
                 logs[f"alpha/{term}"] = alpha
-        self.task.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.task.optimizer.step()
         if fits and self.options.q_order == "after":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 
 import pandas as pd
 import pytest
@@ -113,6 +114,13 @@ def test_another_process_gets_the_same_results(cli, swept, tmp_path):
         {k: v for k, v in table(o).items() if not re.match("seconds|spent", k)} for o in (tmp_path / "again", swept[1])
     )
     pd.testing.assert_frame_equal(pd.DataFrame(again), pd.DataFrame(first), check_exact=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="speaks to the GNU C library")
+def test_sparing_memory_changes_no_result(swept, tmp_path):
+    called = command(*SWEEP, "--spare-memory", "--out", "spared", cwd=tmp_path)
+    assert called.code == 0, called.err
+    assert shas(tmp_path / "spared") == shas(swept[1])
 
 
 def test_a_wider_sweep_trains_only_what_is_missing(cli, out):

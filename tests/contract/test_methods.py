@@ -88,6 +88,36 @@ def ends(trainer) -> tuple[bytes, ...]:
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
+def plain_values(strategy) -> dict[str, object]:
+    """Everything that the strategy and its parts keep in Python and that is no tensor."""
+    kinds = (int, float, str, bool, tuple, type(None))
+    return {
+        f"{path}.{name}": value
+        for path, part in strategy.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, kinds) and not path.startswith("model.passes")
+    }
+
+
+@counts
+@methods
+def test_what_a_step_changes_are_tensors_where_steps_may_be_replayed(name, count):
+    trainer = make(name, count)
+    original, replayable = trainer.strategy.step, []
+
+    def step(batch):
+        before = plain_values(trainer.strategy)
+        logs = original(batch)
+        if trainer.strategy.replay_key() is not None:
+            replayable.append(plain_values(trainer.strategy) == before)
+        return logs
+
+    trainer.strategy.step = step
+    trainer.run()
+    assert replayable
+    assert all(replayable)
+
+
 @counts
 @methods
 def test_it_learns(name, count):

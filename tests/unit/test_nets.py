@@ -100,6 +100,44 @@ def test_resnet_takes_the_channels_it_is_given(channels):
     assert sum(p.numel() for p in encoder.parameters()) == 11_176_512 - (3 - channels) * 64 * 49
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_resnet_saves_memory_without_moving_a_bit(dtype, frozen):
+    """Against the modules of torchvision one after the other, two steps long."""
+    shape = (3, 65, 48)
+    ours, plain = (
+        built("resnet18", shape).to(torch.float64 if dtype == torch.float64 else torch.float32) for _ in "ab"
+    )
+    plain._images = plain.net.forward
+    kept = {}
+    for encoder in (ours, plain):
+        encoder.net.conv1.requires_grad_(not frozen)
+        encoder.net.bn1.requires_grad_(not frozen)
+        kept[encoder] = 0
+        optimizer = torch.optim.SGD([p for p in encoder.parameters() if p.requires_grad], lr=0.1)
+        for step in range(2):
+            x = noise(4, *shape, seed=step).to(next(encoder.parameters()).dtype)
+
+            def count(saved, encoder=encoder):
+                kept[encoder] += saved.nbytes
+                return saved
+
+            with (
+                torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved),
+                torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+            ):
+                features = encoder(x)
+            optimizer.zero_grad()
+            features.float().square().sum().backward()
+            optimizer.step()
+    assert state_digest(ours) == state_digest(plain)
+    stem = 2 * 4 * 64 * 33 * 24 * torch.empty(0, dtype=dtype).element_size()  # of both steps
+    assert kept[plain] - kept[ours] == 0 if frozen else kept[plain] - kept[ours] > stem
+    with torch.no_grad():
+        assert torch.equal(ours.eval()(x), plain.eval()(x))
+    assert state_digest(ours) == state_digest(plain)
+
+
 @pytest.mark.parametrize("channels", [2, 3])
 def test_frames_are_pooled_after_the_backbone(channels):
     encoder = built("resnet18", (channels, 3, 32, 32)).eval()

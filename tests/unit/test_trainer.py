@@ -642,7 +642,11 @@ def test_the_probe_reads_the_encoder_and_not_the_head(bundle):
 
 
 @pytest.mark.parametrize("kind", ["vector", "image"])
-def test_gradients_are_compared_as_plain_autograd_does(kind):
+@pytest.mark.parametrize("most", [None, 1000])
+def test_gradients_are_compared_as_plain_autograd_does(kind, most, monkeypatch):
+    """Also where the samples come in several batches, to save memory."""
+    if most is not None:
+        monkeypatch.setattr("balancebench_udi.data.loader.EVALUATION_BYTES", {"cpu": most})
     bundle = tiny_bundle(kind=kind)
     trainer = make_trainer(bundle, "uniform", epochs=1)
     trainer.strategy.train()
