@@ -38,6 +38,8 @@ from balancebench_udi.trainer import Trainer, Watch
 
 FORMAT = 1
 """Version of the record format."""
+PROBE_SECONDS = 2.0
+"""Time after which no further step is taken to tell how long a step takes."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def estimate(jobs: Sequence[Job], store: Store, device: torch.device) -> float:
     """Seconds that ``jobs`` will take on ``device``.
 
     By the pace of records of the same data and encoders, of the same method where there are any; without records, by
-    timing three training steps of the first job.
+    timing up to three training steps of the first job.
     """
     if not jobs:
         return 0.0
@@ -187,7 +189,7 @@ def estimate(jobs: Sequence[Job], store: Store, device: torch.device) -> float:
 
 
 def _probe(job: Job, device: torch.device) -> float:
-    """Seconds of one epoch of ``job``, from three of its steps."""
+    """Seconds of one epoch of ``job``, from three of its steps, or from as many as take two seconds."""
     trainer = Trainer(job.spec, job.bundle, Strategy, Strategy.Options(), device)
     times = []
     trainer.task.optimizer = trainer.task.make_optimizer(trainer.strategy.parameters())
@@ -195,6 +197,8 @@ def _probe(job: Job, device: torch.device) -> float:
         started = time.perf_counter()
         trainer.strategy.step(batch)["loss"].item()
         times.append(time.perf_counter() - started)
+        if sum(times) > PROBE_SECONDS:
+            break
     return min(times) * trainer.task.steps_per_epoch
 
 

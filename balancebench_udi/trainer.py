@@ -36,6 +36,8 @@ Watch = Callable[[Mapping[str, Any]], None]
 """``watch(entry)``: called with every entry of the curves, also with those of a phase that was reused or resumed."""
 
 READINGS = ("last", "best_val", "best_test")
+COMPARED, FEWEST_COMPARED = 20, 8
+"""Gradients are compared on at most one of so many training samples, and on no fewer than so many."""
 
 
 @dataclass
@@ -235,7 +237,7 @@ class Trainer:
         scores = {split: evaluate(self.strategy, self.loader, split, seen).scores for split in splits}
         if phase.shared is not None:  # another method would split the same logits differently, or not at all
             scores = {s: {n: v for n, v in found.items() if not n.startswith("share/")} for s, found in scores.items()}
-        pull = compare_gradients(self.strategy, self.loader, seen, self.spec.batch_size)
+        pull = compare_gradients(self.strategy, self.loader, seen, self._compared())
         entry = {"phase": phase.name, "epoch": epoch, "lr": lr, "train": train, **scores}
         self._note([{**entry, "gradients": pull} if pull else entry])
         tensors: dict[str, Tensor] | None = None
@@ -248,6 +250,10 @@ class Trainer:
                 tensors = tensors or self._snapshot(phase)
                 progress.snapshots[-1][reading] = {"epoch": epoch, "tensors": tensors}
         progress.costs[-1]["evaluation_seconds"] += time.perf_counter() - started
+
+    def _compared(self) -> int:
+        """Samples on which gradients are compared after an epoch: a batch, but not much of an epoch's work."""
+        return min(self.spec.batch_size, max(FEWEST_COMPARED, self.loader.size("train") // COMPARED))
 
     def _note(self, entries: Iterable[dict[str, Any]]) -> None:
         for entry in entries:

@@ -29,8 +29,6 @@ from balancebench_udi.catalogue import Catalogue
 from balancebench_udi.data.base import Dataset
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.protocol import Protocol, load_protocol
-from balancebench_udi.report.comparison import compare, write
-from balancebench_udi.report.figures.imbalance import accuracy_against_imbalance
 from balancebench_udi.runner import Job, Outcome, estimate, plan, resolve_precision, run_all
 from balancebench_udi.spec import canonical
 from balancebench_udi.store import Store
@@ -205,6 +203,9 @@ def compare_and_write(
     given: argparse.Namespace, jobs: list[Job], outcome: Outcome, store: Store, protocol: Protocol, wanted: int
 ) -> None:
     """The table and the figure of the runs that exist."""
+    from balancebench_udi.report.comparison import compare, write  # here: workers, and runs while they train, do
+    from balancebench_udi.report.figures.imbalance import accuracy_against_imbalance  # without 100 MB of libraries
+
     records = [record for job in jobs if (record := store.load(job.spec)) is not None]
     outcome.elsewhere = [job for job in outcome.elsewhere if not store.done(job.spec)]  # the others went on
     if not records:

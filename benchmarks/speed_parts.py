@@ -62,6 +62,7 @@ PEER_SECONDS, PEER_BYTES, PEER_THREADS = 243.0, 5.5e9, 2
 PEER_TIME = {"fp32": 3 / 4, "bf16": 1 / 3}
 """Most time that :func:`peer`'s workload may take, as a share of ``PEER_SECONDS`` (which are fp32)."""
 PEER_MEMORY = 1 / 2
+SPARED = "--spare-memory"
 
 Columns = list[tuple[str, str, str]]
 TEXT = {name: (name, name, "text") for name in ("case", "precision", "method", "encoder", "verdict")}
@@ -415,14 +416,16 @@ def peer(setting: Setting) -> list[Table]:
     clips, test, batch, frames, epochs = (4, 4, 4, 1, 1) if setting.quick else (256, 64, 32, 2, 2)
     comparable = setting.device.type == "cpu" and setting.threads == PEER_THREADS and not setting.quick
     rows = []
-    with progress(len(setting.precisions), "peer", "process") as bar:
-        for precision in setting.precisions:
+    ways = ("as it is", SPARED) if setting.device.type == "cpu" and not setting.quick else ("as it is",)
+    chosen = [(precision, way) for precision in setting.precisions for way in ways]
+    with progress(len(chosen), "peer", "process") as bar:
+        for precision, way in chosen:
             options = {"shape": "av", "frames": frames, "n_train": clips, "n_val": 8, "n_test": test}
             words = ["--methods", REFERENCE, "--dataset", "synthetic", "--seeds", "0", "--precision", precision]
             words += ["--epochs", str(epochs), "--batch-size", str(batch), "--device", setting.device.type]
             words += [word for k, v in options.items() for word in ("--set", f"synthetic.{k}={v}")]
-            spare = ["--spare-memory"] if setting.device.type == "cpu" else []
-            seen = run_watched([*words, *spare, "--out", "out"], setting.threads)
+            words += [SPARED] if way == SPARED else []
+            seen = run_watched([*words, "--out", "out"], setting.threads)
             if seen["code"]:
                 setting.failed.append(f"peer {precision}: run.py ended with {seen['code']}: {seen['said']}")
             else:
@@ -430,6 +433,7 @@ def peer(setting: Setting) -> list[Table]:
                 rows.append(
                     {
                         "precision": precision,
+                        "way": way,
                         **{name: seen[name] for name in ("seconds", "cpu_seconds", "memory")},
                         "their_seconds": PEER_SECONDS,
                         "time": time_ratio,
@@ -445,12 +449,13 @@ def peer(setting: Setting) -> list[Table]:
     says = (
         f"Joint training of two ResNet-18 on {clips} clips ({frames} frames of 224 x 224, a spectrogram of 257 x 188), "
         f"batch {batch}, {epochs} epochs, evaluation on {test} test clips: the whole process from command to table, "
-        f"{setting.threads} threads, on a CPU with --spare-memory. Beside it: {PEER}, in fp32, on 256 clips of 2 "
+        f"{setting.threads} threads. Beside it: {PEER}, in fp32, on 256 clips of 2 "
         f"frames, batch 32, 2 epochs and 64 test clips; a verdict is given for the same workload on {PEER_THREADS} CPU "
         "threads only."
     )
     columns: Columns = [
         TEXT["precision"],
+        ("way", "called", "text"),
         ("seconds", "seconds", "number"),
         ("cpu_seconds", "CPU seconds", "number"),
         ("their_seconds", "theirs", "number"),

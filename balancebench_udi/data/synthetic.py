@@ -303,7 +303,10 @@ class Patches:
         cells = torch.arange(channels * self.grid**2, device=stored.device) % stored.shape[1]
         coarse = stored[:, cells].view(-1, channels, self.grid, self.grid)
         image = F.interpolate(coarse, (height, width), mode="nearest")
-        return image if len(self.shape) == 3 else image.unsqueeze(2).expand(-1, *self.shape).contiguous()
+        if len(self.shape) == 3:
+            return image
+        frames = image.unsqueeze(2).expand(-1, *self.shape)
+        return frames.contiguous(memory_format=torch.channels_last_3d)  # as encoders want it: they need no copy
 
 
 def _present(options: SyntheticOptions, names: tuple[str, ...]) -> dict[str, Modality]:
