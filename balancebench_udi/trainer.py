@@ -6,8 +6,10 @@ The trainer owns batches, seeds, precision and time. It knows no method; a metho
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -178,8 +180,10 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             self.task.epoch = epoch
+            give_back_memory()
             with self._metered():
                 train = self._train_epoch(phase)
+            give_back_memory()
             self._validate(phase, epoch, lr, train)
             progress.epoch = epoch + 1
             if not self._over(phase):
@@ -470,6 +474,16 @@ class _Meter:
     def _count(self) -> dict[tuple[str, str], int]:
         passes = self.trainer.strategy.model.passes
         return {(way, m): n for way in ("forward", "backward") for m, n in getattr(passes, way).items()}
+
+
+def give_back_memory() -> None:
+    """Hand what the GNU C library keeps of freed memory to the system; elsewhere nothing.
+
+    After an epoch of convolutional networks on a CPU that is a gigabyte, in pieces that evaluation has no use for, and the
+    other way round.
+    """
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_auxiliary(name: str) -> bool:

@@ -509,13 +509,16 @@ def test_the_peer_is_judged_on_its_own_workload_only(monkeypatch):
         return {"code": 0, "said": "", "seconds": 100.0, "cpu_seconds": 190.0, "memory": int(2e9)}
 
     monkeypatch.setattr(speed_parts, "run_watched", watched)
-    for threads, quick, said in ((2, False, ["ok", "over"]), (1, False, [None, None]), (2, True, [None, None])):
+    cases = ((2, False, ["ok", "ok", "over", "over"]), (1, False, [None] * 4), (2, True, [None] * 2))
+    for threads, quick, said in cases:
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         setting = speed_parts.Setting(CPU, {"joint": Joint}, ["fp32", "bf16"], [SHORT], quick)
         (table,) = speed_parts.peer(setting)
         assert [row["time_verdict"] for row in table.rows] == said
-        assert [row["memory_verdict"] for row in table.rows] == (["ok"] * 2 if said[0] else [None] * 2)
-    words, threads = asked[1]
+        assert [row["memory_verdict"] for row in table.rows] == ["ok" if one else None for one in said]
+        assert [row["way"] == "--spare-memory" for row in table.rows] == ([False] * 2 if quick else [False, True] * 2)
+    assert ["--spare-memory" in words for words, _ in asked[:4]] == [False, True] * 2
+    words, threads = asked[2]
     assert threads == 2
     for part in ("--precision bf16", "--epochs 2", "--batch-size 32", "frames=2", "n_train=256", "n_test=64"):
         assert part in words
