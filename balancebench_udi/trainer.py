@@ -479,8 +479,8 @@ class _Meter:
 def give_back_memory() -> None:
     """Hand what the GNU C library keeps of freed memory to the system; elsewhere nothing.
 
-    After an epoch of convolutional networks on a CPU that is a gigabyte, in pieces that evaluation has no use for, and the
-    other way round.
+    After an epoch of convolutional networks on a CPU that is a gigabyte, in pieces that evaluation has no use for, and
+    the other way round.
     """
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)
