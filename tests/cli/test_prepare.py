@@ -179,7 +179,7 @@ def test_the_list_names_every_dataset_and_what_presets_change(prepare):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_can_be_planned(cli, preset):
+def test_a_preset_can_be_planned(cli, preset, tmp_path):
     """Its options are those of its datasets and methods, and clips have the shapes that their networks expect."""
     protocol = load_protocol(preset, PROTOCOLS, {})
     for name, given in protocol.datasets.items():
@@ -192,7 +192,8 @@ def test_a_preset_can_be_planned(cli, preset):
                 values = torch.zeros(1, *stored.shape, dtype=getattr(torch, stored.dtype))
                 assert modality.transform(values).shape == (1, *modality.shape)
     assert set(protocol.methods) <= set(registry.methods.names())
-    called = cli("--methods", "all", "--seeds", "0", "--device", "cpu", "--protocol", preset, "--dry-run")
+    here = ("--out", tmp_path)  # where nothing was trained
+    called = cli("--methods", "all", "--seeds", "0", "--device", "cpu", "--protocol", preset, "--dry-run", *here)
     assert called.code == 0, called.err
     assert f"under {preset} v{protocol.version}: {protocol.run.epochs} epochs" in called.out
     assert f"for {len(registry.methods.names())} of {len(registry.methods.names())} runs" in called.out
