@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import registry
+from balancebench_udi import runner
 from balancebench_udi import trainer as trainer_module
 from balancebench_udi.branches import BranchStrategy
 from balancebench_udi.errors import RunFailed, UserError
@@ -681,6 +683,24 @@ def test_probes_of_a_large_split_take_evenly_spaced_samples(bundle, monkeypatch,
         features = trainer.strategy.model.eval().encode(bundle.train.inputs)["audio"]
     wanted = fit_probe(features[rows], bundle.train.target[rows], 3)
     assert torch.allclose(found(features), wanted(features), atol=1e-3)
+
+
+@pytest.mark.parametrize(("train", "batch", "samples"), [(96, 32, 8), (400, 32, 20), (2000, 32, 32)])
+def test_gradients_are_compared_on_a_batch_or_a_twentieth_of_the_data(train, batch, samples):
+    trainer = make_trainer(tiny_bundle(n=(train, 32, 40)), Plain, batch_size=batch)
+    assert trainer._compared() == samples
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(0.0, 1), (60.0, 3)])
+def test_an_estimate_stops_after_a_long_step(bundle, monkeypatch, seconds, steps):
+    taken = []
+    step = runner.Strategy.step
+    monkeypatch.setattr(runner.Strategy, "step", lambda self, batch: taken.append(batch) or step(self, batch))
+    monkeypatch.setattr(runner, "PROBE_SECONDS", seconds)
+    trainer = make_trainer(bundle, "joint")
+    job = runner.Job(trainer.spec, registry.methods.get("joint"), trainer.strategy.options, bundle)
+    assert runner._probe(job, torch.device("cpu")) > 0
+    assert len(taken) == steps
 
 
 def test_gradients_are_compared_where_there_is_something_to_compare(bundle):
