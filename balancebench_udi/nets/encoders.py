@@ -134,7 +134,8 @@ class DigitNet(Encoder):
     """The four-convolution network of PMR's coloured-and-gray MNIST (Fan et al., CVPR 2023, official code).
 
     ``[B, C, H, W] -> [B, 512]``. Its 7x7 average over the last map is a global average here: the same at 28x28, and it
-    lets other image sizes in.
+    lets other image sizes in. Pooling comes before the first ReLU: the same values and gradients, bit by bit, of a
+    quarter of the work.
     """
 
     features = 512
@@ -144,8 +145,8 @@ class DigitNet(Encoder):
         self.body = nn.Sequential(
             nn.BatchNorm2d(shape[0]),
             nn.Conv2d(shape[0], 32, 5, padding=2),
-            nn.ReLU(),
             nn.MaxPool2d(3, stride=2, padding=1),
+            nn.ReLU(),
             nn.Conv2d(32, 32, 3, padding=1),
             nn.ReLU(),
             nn.Conv2d(32, 64, 3, stride=2, padding=1),

@@ -94,8 +94,11 @@ def figure(drawing: Drawing, title: str, name: str) -> str:
     svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"\s*\n\s*", " ", svg).replace("> <", "><")
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(drawing.alt)}"', 1)
+    width, height = drawing.figure.get_size_inches()
+    room = f"contain-intrinsic-size: auto {width:g}in auto {height:g}in"  # kept until the figure is in view and drawn
     return (
-        f'<figure><div class="scroll card" role="region" aria-label="Figure: {escape(title)}" tabindex="0">{svg}</div>'
+        f'<figure><div class="scroll card" role="region" aria-label="Figure: {escape(title)}" tabindex="0" '
+        f'style="{room}">{svg}</div>'
         f"<figcaption>{escape(drawing.caption)}</figcaption></figure>"
     )
 

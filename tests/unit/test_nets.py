@@ -157,8 +157,29 @@ def test_the_digit_network_at_28x28_is_the_one_with_a_7x7_average():
         expected = nn.Sequential(encoder.body, nn.AvgPool2d(7), nn.Flatten(), encoder.out)(x)
         torch.testing.assert_close(encoder(x), expected)
     kinds = [type(part).__name__ for part in encoder.body]
-    assert kinds == ["BatchNorm2d", "Conv2d", "ReLU", "MaxPool2d"] + ["Conv2d", "ReLU"] * 3
+    assert kinds == ["BatchNorm2d", "Conv2d", "MaxPool2d", "ReLU"] + ["Conv2d", "ReLU"] * 3
     assert all(part.bias is not None for part in encoder.body if isinstance(part, nn.Conv2d))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_digit_network_pools_before_its_relu_without_moving_a_bit(channels, dtype):
+    """In the original the ReLU comes first."""
+    ours, original = (built("digit", (channels, 28, 28)) for _ in range(2))
+    parts = list(original.body)
+    assert isinstance(parts[2], nn.MaxPool2d)
+    parts[2], parts[3] = parts[3], parts[2]
+    original.body = nn.Sequential(*parts)
+    assert state_digest(ours) == state_digest(original)
+    x = noise(16, channels, 28, 28)
+    for encoder in (ours, original):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            encoder(x).float().square().sum().backward()
+    for a, b in zip(ours.parameters(), original.parameters(), strict=True):
+        assert a.grad.abs().sum() > 0
+        assert torch.equal(a.grad, b.grad)
+    with torch.no_grad():
+        assert torch.equal(ours.eval()(x), original.eval()(x))
 
 
 def test_the_mlp_has_a_relu_after_every_layer():
