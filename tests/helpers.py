@@ -69,6 +69,18 @@ def tiny_bundle(
     )
 
 
+def written_spec(**changes: Any) -> dict[str, Any]:
+    """The specification of a made-up run, as a record holds it; ``changes`` replace entries."""
+    encoders = {"audio": {"name": "mlp"}, "visual": {"name": "mlp"}}
+    data = {"dataset": "toy", "dataset_version": 1, "dataset_options": {}, "fingerprint": "0123456789ab"}
+    training = {"optimizer": {"name": "sgd", "lr": 0.1}, "schedule": {"name": "constant"}, "epochs": 4}
+    return {
+        **{"protocol": "quick", "protocol_version": 1, **data, "method_version": 1, "method_options": {}},
+        **{"encoders": encoders, "fusion": "concat", **training, "batch_size": 32},
+        **{"precision": "fp32", "test_each_epoch": False, **changes},
+    }
+
+
 class AsStored:
     """The transform that leaves the values and their type alone."""
 

@@ -22,24 +22,9 @@ from balancebench_udi.report.figures.classes import confusion, counted, per_clas
 from balancebench_udi.report.figures.intervals import accuracy_intervals
 from balancebench_udi.report.figures.modalities import joint_against_alone
 from balancebench_udi.report.figures.ranks import critical_difference_diagram
+from tests.helpers import written_spec
 
-SPEC = {
-    "protocol": "quick",
-    "protocol_version": 1,
-    "dataset": "toy",
-    "dataset_version": 1,
-    "dataset_options": {},
-    "fingerprint": "0123456789ab",
-    "method_version": 1,
-    "method_options": {},
-    "fusion": "concat",
-    "optimizer": {"name": "sgd"},
-    "schedule": {"name": "constant"},
-    "epochs": 1,
-    "batch_size": 32,
-    "precision": "fp32",
-    "test_each_epoch": False,
-}
+SPEC = written_spec(optimizer={"name": "sgd"}, epochs=1)
 
 
 def make(method, seed, scores=None, *, fused=(0, 1), target=(0, 1), classes=2, modalities=("audio", "visual")):

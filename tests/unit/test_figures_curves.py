@@ -18,25 +18,10 @@ from balancebench_udi.report.budget import at_budget, budget_curve
 from balancebench_udi.report.figures import embedding, style
 from balancebench_udi.report.figures.budget import _apart, accuracy_against_budget
 from balancebench_udi.report.figures.curves import controller_weights, gradient_curves, training_curves
+from tests.helpers import written_spec
 
 nan = float("nan")
-SPEC = {
-    "protocol": "quick",
-    "protocol_version": 1,
-    "dataset": "toy",
-    "dataset_version": 1,
-    "dataset_options": {},
-    "fingerprint": "0123456789ab",
-    "method_version": 1,
-    "method_options": {},
-    "fusion": "concat",
-    "optimizer": {"name": "sgd"},
-    "schedule": {"name": "constant"},
-    "epochs": 2,
-    "batch_size": 32,
-    "precision": "fp32",
-    "test_each_epoch": False,
-}
+SPEC = written_spec(optimizer={"name": "sgd"}, epochs=2)
 
 
 def make(method, seed, phases, final=0.75, cost=(100, 100), modalities=("audio", "visual")):

@@ -18,25 +18,10 @@ from balancebench_udi.metrics.predictions import pack
 from balancebench_udi.metrics.statistics import against_best, bootstrap_interval, critical_difference, friedman
 from balancebench_udi.report import matrix_rendering as rendering
 from balancebench_udi.report.matrix import FORMATS, Cell, build, write
+from tests.helpers import written_spec
 
 SAMPLES = 64
-SPEC = {
-    "protocol": "quick",
-    "protocol_version": 1,
-    "dataset": "toy",
-    "dataset_version": 1,
-    "dataset_options": {},
-    "fingerprint": "0123456789ab",
-    "method_version": 1,
-    "method_options": {},
-    "encoders": {"visual": {"name": "mlp"}, "audio": {"name": "mlp"}},
-    "fusion": "concat",
-    "optimizer": {"name": "sgd", "lr": 0.1},
-    "schedule": {"name": "constant"},
-    "epochs": 4,
-    "batch_size": 32,
-    "precision": "fp32",
-}
+SPEC = written_spec(encoders={"visual": {"name": "mlp"}, "audio": {"name": "mlp"}})
 
 
 def record(method, seed, right, scores=None, **spec):

@@ -23,28 +23,12 @@ from balancebench_udi.report.figures.style import Drawing, canvas, styled
 from balancebench_udi.report.groups import POINTS, collect, described
 from balancebench_udi.report.page import MethodFacts, Roles
 from balancebench_udi.spec import canonical
+from tests.helpers import written_spec
 
 N = 100
 TARGET = torch.arange(N) % 4
 ROLES = Roles("base", alone=("apart", "sum"), single=("apart",))
-SPEC = {
-    "protocol": "quick",
-    "protocol_version": 1,
-    "dataset": "toy",
-    "dataset_version": 1,
-    "dataset_options": {"noise": 0.5},
-    "fingerprint": "0123456789ab",
-    "method_version": 1,
-    "method_options": {},
-    "encoders": {"audio": {"name": "mlp"}, "visual": {"name": "mlp"}},
-    "fusion": "concat",
-    "optimizer": {"name": "sgd", "lr": 0.1},
-    "schedule": {"name": "constant"},
-    "epochs": 4,
-    "batch_size": 32,
-    "precision": "fp32",
-    "test_each_epoch": False,
-}
+SPEC = written_spec(dataset_options={"noise": 0.5})
 
 
 def predicted(accuracy, salt=0):

@@ -20,26 +20,14 @@ from balancebench_udi.report import rendering
 from balancebench_udi.report.comparison import compare, write
 from balancebench_udi.report.figures import imbalance, style
 from balancebench_udi.report.figures.imbalance import accuracy_against_imbalance
+from tests.helpers import written_spec
 
 GOLDEN = Path(__file__).parent / "golden"
-SPEC = {
-    "protocol": "quick",
-    "protocol_version": 1,
-    "dataset": "toy",
-    "dataset_version": 2,
-    "dataset_options": {"noise": 0.5, "shuffle": True},
-    "fingerprint": "0123456789ab",
-    "method_version": 1,
-    "method_options": {},
-    "encoders": {"audio": {"name": "mlp", "width": 8}, "visual": {"name": "digit"}},
-    "fusion": "concat",
-    "optimizer": {"name": "sgd", "lr": 0.1},
-    "schedule": {"name": "constant"},
-    "epochs": 4,
-    "batch_size": 32,
-    "precision": "fp32",
-    "test_each_epoch": False,
-}
+SPEC = written_spec(
+    dataset_version=2,
+    dataset_options={"noise": 0.5, "shuffle": True},
+    encoders={"audio": {"name": "mlp", "width": 8}, "visual": {"name": "digit"}},
+)
 MACHINE = {"device_type": "cpu", "device": "Some CPU", "threads": 1, "torch": "2.0"}
 PUBLISHED = (
     {"label": "OGM_x", "accuracy": 61.9, "source": "Peng et al., CVPR 2022 | table 1", "protocol": "100 % of the data"},

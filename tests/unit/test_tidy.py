@@ -17,30 +17,20 @@ from balancebench_udi.errors import UserError
 from balancebench_udi.metrics.predictions import pack
 from balancebench_udi.report.tidy import frame, rows
 from balancebench_udi.store import Store, read_record
+from tests.helpers import written_spec
 
 RECORDS = Path(registry.__file__).resolve().parent / "results" / "records"
 TARGET = [0, 0, 0, 0, 1, 1, 1, 1]
 AUDIO = [0, 0, 0, 1, 0, 0, 0, 0]  # right: the first three
 VISUAL = [0, 1, 1, 1, 1, 0, 0, 0]  # right: the first and the fifth
 FUSED = [0, 0, 1, 0, 1, 1, 0, 0]  # right: all but the third and the last two
-SPEC = {
-    "protocol": "quick",
-    "protocol_version": 1,
-    "dataset": "toy",
-    "dataset_version": 2,
-    "dataset_options": {"shuffle": True, "noise": 0.5},
-    "fingerprint": "0123456789ab",
-    "method_version": 3,
-    "method_options": {},
-    "encoders": {"visual": {"name": "digit"}, "audio": {"width": 8, "name": "mlp"}},
-    "fusion": "concat",
-    "optimizer": {"name": "sgd", "lr": 0.125},
-    "schedule": {"name": "constant"},
-    "epochs": 4,
-    "batch_size": 32,
-    "precision": "fp32",
-    "test_each_epoch": False,
-}
+SPEC = written_spec(
+    dataset_version=2,
+    dataset_options={"shuffle": True, "noise": 0.5},
+    method_version=3,
+    encoders={"visual": {"name": "digit"}, "audio": {"width": 8, "name": "mlp"}},
+    optimizer={"name": "sgd", "lr": 0.125},
+)
 
 
 def reading(epochs, accuracy=0.625, **scores):
