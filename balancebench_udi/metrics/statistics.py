@@ -97,8 +97,9 @@ def bootstrap_interval(
     seeds, samples = hits.shape
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws).astype(np.float32)  # exact, and a fast product
-    columns = hits.astype(np.float32)
-    levels = [np.bincount((weights @ columns).astype(np.int64), minlength=seeds + 1) for weights in drawn]
+    _, kinds, count = np.unique(np.packbits(hits, axis=0), axis=1, return_index=True, return_counts=True)
+    columns = hits[:, kinds].astype(np.float32)  # many samples are right on the same seeds: each kind once
+    levels = [np.bincount((weights @ columns).astype(np.int64), count, seeds + 1) for weights in drawn]
     means = rng.multinomial(samples, np.array(levels) / samples) @ np.arange(seeds + 1) / (seeds * samples)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
