@@ -23,13 +23,14 @@ if str(HERE.parent) not in sys.path:  # a plain checkout, called from anywhere
 
 import registry
 from balancebench_udi.errors import UserError, near_misses
+from balancebench_udi.protocol import load_protocol
 from balancebench_udi.report.figures.style import Drawing
 from balancebench_udi.report.groups import collect
 from balancebench_udi.report.page import FIGURED, FIGURES, Figures, MethodFacts, Part, Roles, page
 from balancebench_udi.report.published import Claim, load_published
 from balancebench_udi.spec import RunSpec
 from balancebench_udi.store import Store
-from benchmarks.command import Parser, default_out, guarded, short, words
+from benchmarks.command import PROTOCOLS, Parser, default_out, guarded, short, words
 
 REFERENCE = "joint"
 """The method against which gains and costs are given."""
@@ -67,7 +68,7 @@ def run(given: argparse.Namespace) -> int:
     store = Store(given.out or default_out())
     facts = method_facts()
     usual = {name: one.defaults for name, one in facts.items()}
-    groups, lacking = collect(records(store, given.dataset), given.select, usual)
+    groups, lacking = collect(records(store, given.dataset), given.select, usual, protocol_options)
     if not groups:
         raise UserError(
             f"the page needs runs that were evaluated for {given.select}, found none in {store.root}: "
@@ -129,6 +130,15 @@ def records(store: Store, datasets: str | None) -> Iterator[Mapping[str, Any]]:
         if name not in known:
             raise UserError(f"{store.root} has no record of a dataset called {name!r}{near_misses(name, known)}")
         yield from store.records(name)
+
+
+def protocol_options(spec: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Method -> options that the protocol of a run sets; none where that protocol, in that version, is not here."""
+    name = spec["protocol"].removesuffix("+")
+    if not (PROTOCOLS / f"{name}.yaml").is_file():
+        return {}
+    protocol = load_protocol(name, PROTOCOLS, {})
+    return protocol.methods if protocol.version == spec["protocol_version"] else {}
 
 
 def method_facts() -> dict[str, MethodFacts]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,7 +102,10 @@ class Group:
 
 
 def collect(
-    records: Iterable[Mapping[str, Any]], select: str, usual: Mapping[str, Mapping[str, Any]] | None = None
+    records: Iterable[Mapping[str, Any]],
+    select: str,
+    usual: Mapping[str, Mapping[str, Any]] | None = None,
+    of_protocol: Callable[[Mapping[str, Any]], Mapping[str, Mapping[str, Any]]] = lambda spec: {},
 ) -> tuple[list[Group], int]:
     """Group ``records`` as they come, keeping little of each; the groups with most runs first.
 
@@ -111,6 +114,7 @@ def collect(
         select: the reading; records without it are left out.
         usual: method -> its default options, which its label leaves out. It gives the order of the methods within a
             group, too; others follow by name.
+        of_protocol: method -> options that the protocol of a specification sets instead of the defaults.
 
     Returns:
         The groups, and how many records had no such reading.
@@ -128,7 +132,10 @@ def collect(
         spec = {**shared.setdefault(record["cell"], spec), "seed": spec["seed"]}
         data = shared.setdefault(key, _facts(record["data"]))
         found.setdefault(key, {}).setdefault(record["cell"], []).append(_run(record, select, spec, data))
-    groups = [_group(cells, usual or {}) for cells in found.values()]
+    groups = []
+    for cells in found.values():
+        here = of_protocol(next(iter(cells.values()))[0].record["spec"])
+        groups.append(_group(cells, {name: {**given, **here.get(name, {})} for name, given in (usual or {}).items()}))
     for group, difference in zip(groups, _differences(groups), strict=True):
         spec = group.spec
         group.title = f"{spec['dataset']}, protocol {spec['protocol']} v{spec['protocol_version']}{difference}"

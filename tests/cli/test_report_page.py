@@ -212,6 +212,13 @@ def test_every_method_has_an_idea_in_at_most_two_sentences() -> None:
         assert one.reference
 
 
+def test_the_options_of_a_protocol_are_those_of_its_version() -> None:
+    assert report.protocol_options({"protocol": "small", "protocol_version": 1}) == {"agm": {"alpha": 0.5}}
+    assert report.protocol_options({"protocol": "small+", "protocol_version": 1}) == {"agm": {"alpha": 0.5}}
+    assert report.protocol_options({"protocol": "small", "protocol_version": 99}) == {}
+    assert report.protocol_options({"protocol": "mine.yaml", "protocol_version": 1}) == {}
+
+
 def test_a_summary_is_the_attribute_or_prose_of_the_docstring() -> None:
     class Documented:
         """Title of it. Authors, VENUE, https://a.b/c.

@@ -440,6 +440,10 @@ def test_variants_of_a_method_are_rows_of_their_own():
     ]
     (group,), _ = collect(iter(records), "best_val", {"base": {}, "cure": {"alpha": 1.5, "beta": 0}})
     assert list(group.rows) == ["base", "cure", "cure (alpha 0.5)"]
+    set_by = {("quick", 1): {"cure": {"alpha": 0.5}}}
+    usual = {"base": {}, "cure": {"alpha": 1.5, "beta": 0}}
+    (group,), _ = collect(records, "best_val", usual, lambda s: set_by[s["protocol"], s["protocol_version"]])
+    assert list(group.rows) == ["base", "cure", "cure (alpha 1.5)"]
     versions = [run("cure", 0, method_version=v) for v in (1, 2)]
     assert list(collect(versions, "best_val")[0][0].rows) == ["cure (method_version 1)", "cure (method_version 2)"]
 
