@@ -228,6 +228,18 @@ def test_references_inside_a_figure_lead_to_that_figure(text):
         assert not re.search("xlink|xmlns|<style|http", one)
 
 
+def test_room_is_kept_for_figures_that_are_not_drawn_yet(text):
+    """As much as the drawing takes, so that links into the page lead where they should."""
+    cards = re.findall(
+        r'contain-intrinsic-size: auto ([\d.]+)in auto ([\d.]+)in"><svg[^>]* width="([\d.]+)pt" height="([\d.]+)pt"',
+        text,
+    )
+    assert len(cards) == text.count('class="scroll card"') > 0
+    for sizes in cards:
+        width, height, *points = map(float, sizes)
+        assert [72 * width, 72 * height] == pytest.approx(points, abs=0.01)
+
+
 def test_words_beside_a_figure_are_escaped(text):
     assert 'aria-label="Numbers &quot;1&quot; &amp; 2."' in text
     assert "<figcaption>What is &lt;plotted&gt;.</figcaption>" in text
