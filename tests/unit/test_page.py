@@ -228,6 +228,15 @@ def test_references_inside_a_figure_lead_to_that_figure(text):
         assert not re.search("xlink|xmlns|<style|http", one)
 
 
+def test_the_words_of_a_figure_are_text(text):
+    """They can be searched and copied, and a thousand of them are not sixteen thousand outlines of glyphs."""
+    for one in re.findall(r"<figure>.*?</figure>", text, re.S):
+        words = re.findall(r"<text ([^>]*)>", one)
+        assert len(words) >= 5
+        assert all("'DejaVu Sans', Verdana, sans-serif" in attributes for attributes in words)
+        assert "DejaVuSans-" not in one  # what an outline is called
+
+
 def test_room_is_kept_for_figures_that_are_not_drawn_yet(text):
     """As much as the drawing takes, so that links into the page lead where they should."""
     cards = re.findall(
