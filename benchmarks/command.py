@@ -35,19 +35,27 @@ def guarded(
 ) -> int:
     """Run a command line; returns the exit status: that of ``run``, 2 after a mistake, 130 after a Ctrl-C.
 
+    It is 141 where the reader of the output has gone, as with ``| head``: the status a shell gives such a program.
+
     Args:
         run: does what the parsed command line asks for.
         arguments: None reads ``sys.argv``.
         hint: what an interrupted user should know, such as "nothing was written".
     """
     try:
-        return run(parser.parse_args(arguments))
+        status = run(parser.parse_args(arguments))
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\ninterrupted; {hint}", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still in the buffer
+        print("stopped: nobody reads the output any more", file=sys.stderr)
+        return 141
 
 
 def words(text: str, flag: str) -> list[str]:

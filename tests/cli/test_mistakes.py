@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from calls import Called, command, content
+from calls import Called, command, content, spawn
 
 import registry
 from balancebench_udi import Strategy
@@ -145,6 +145,14 @@ def test_a_process_ends_with_2_and_a_sentence(tmp_path):
     assert re.fullmatch(r"there is no method called 'omg'; did you mean 'ogm'.*", sentence(called))
     assert called.out == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_goes_away_is_no_mistake(tmp_path):
+    """As with ``| head -1``: no traceback, and the status that a shell gives."""
+    process = spawn("--list", cwd=tmp_path)
+    process.stdout.close()
+    assert process.stderr.read() == "stopped: nobody reads the output any more\n"
+    assert process.wait() == 141
 
 
 def test_cuda_without_a_gpu(mistake, monkeypatch):
