@@ -93,7 +93,7 @@ def parser() -> Parser:
     p.add_argument(
         "--spare-memory",
         action="store_true",
-        help="on a CPU: take about a third less memory and up to a quarter more time; the results are the same",
+        help="on a CPU: take about a quarter less memory and up to a quarter more time; the results are the same",
     )
     p.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     p.add_argument("--list", action="store_true", help="print methods with their options, datasets and protocols")
