@@ -22,6 +22,10 @@ Name = TypeVar("Name")
 Hits = Mapping[int, np.ndarray]
 """Seed -> ``[N]`` whether each test sample was right."""
 
+ALONE = {"probe": "a linear probe of its encoder reads", "alone": "its own head reaches"}
+"""How a modality is read where it is trained alone, best first: as inside the method where that is a probe, because a
+head that is not trained to the end understates the encoder."""
+
 INSIDE = {
     "probe": "a linear probe of its encoder reads",
     "share": "its share of the fused logits gives",
@@ -36,7 +40,7 @@ class Gap:
 
     Attributes:
         modality: its name.
-        alone: accuracy of the modality trained alone.
+        alone: accuracy of the modality trained alone, read as ``ALONE`` says.
         inside: accuracy of what the reference method's encoder still gives.
         found: the test of the difference ``alone - inside``; its p is adjusted over the modalities.
         starved: the difference is at least the margin, and beyond chance.
@@ -91,7 +95,8 @@ class Choice:
 
     Attributes:
         leaders: of the methods that fuse.
-        method: the one to use: of the leaders that beat the reference the one of fewest passes; None: none of them.
+        method: the one to use: of the leaders that beat the reference the one of fewest passes, and of those alike to
+            a tenth of the reference's passes the one of largest gain; None: none of them.
         single: the method that uses one modality only; None where there is none.
         lead: the test of the accuracy of ``single`` minus that of ``method``, or of the best where that is None.
     """
@@ -219,7 +224,7 @@ def choose(
     helps = [r for r in found if r.method in lead.ties and r.gain.difference > 0 and r.gain.p < level]
     if reference in lead.ties:
         helps = []
-    method = min(helps, key=lambda r: (r.passes, -r.gain.difference)).method if helps else None
+    method = min(helps, key=lambda r: (round(r.passes, 1), -r.gain.difference)).method if helps else None
     rivals = {name: common(fused[name], fused[method or lead.best]) for name in single if name in fused}
     rivals = {name: pair for name, pair in rivals.items() if len(pair[0])}
     if not rivals:
@@ -235,6 +240,7 @@ def sentences(
     found: Sequence[Remedy],
     choice: Choice | None,
     apart: Sequence[str] = (),
+    measured: str = "alone",
 ) -> list[str]:
     """The answer in words: the recommendation first, then what starves, then what recovers it.
 
@@ -245,11 +251,12 @@ def sentences(
         found: of :func:`remedies`.
         choice: of :func:`choose`.
         apart: methods that use one modality only: they recover nothing.
+        measured: of ``ALONE``, behind ``lost``.
     """
     fusing = [remedy for remedy in found if remedy.method not in apart]
     return [
         *_recommendation(reference, fusing, choice),
-        *_starvation(reference, readout, lost),
+        *_starvation(reference, readout, lost, measured),
         *_recovery(lost, fusing),
     ]
 
@@ -275,8 +282,12 @@ def _recommendation(reference: str, found: Sequence[Remedy], choice: Choice | No
         else:
             told += [f"None of them for accuracy alone: {_rival(choice)}", f"To fuse the modalities, use {use}"]
         rest = [name for name in ties if name != remedy.method]
-        if rest:
+        if rest and best == remedy.method:
             told.append(f"{_listed(rest)} cannot be told from it in accuracy.")
+        elif rest:
+            others = [name for name in rest if name != best]
+            neither = f"; neither can {_listed(others)}" if others else ""
+            told.append(f"It cannot be told from {best}, the most accurate{neither}.")
     if choice.lead is not None and (remedy is None or choice.fusion_wins):
         told.append(f"{_rival(choice)[0].upper()}{_rival(choice)[1:]}")
     if choice.leaders.seeds == 1:
@@ -296,7 +307,7 @@ def _rival(choice: Choice) -> str:
     return f"{who} is {_points(turned if less else choice.lead)} {'less' if less else 'more'} accurate than {other}."
 
 
-def _starvation(reference: str, readout: str | None, lost: Sequence[Gap]) -> list[str]:
+def _starvation(reference: str, readout: str | None, lost: Sequence[Gap], measured: str) -> list[str]:
     if not lost or readout is None:
         return [
             "Which modality starves cannot be said: no runs of each modality alone, or no read-out inside the methods."
@@ -310,9 +321,10 @@ def _starvation(reference: str, readout: str | None, lost: Sequence[Gap]) -> lis
             f"{MARGIN * 100:g} point or within chance."
         ]
     doubt = "" if readout == "probe" else " No probe was recorded, so part of this may be the fusion, not the encoder."
+    inside = "" if measured == readout else f"{INSIDE[readout]} "
     return [
-        f"In {reference}, {gap.modality} starves: trained alone it reaches {gap.alone * 100:.1f} %, inside {reference} "
-        f"{INSIDE[readout]} {gap.inside * 100:.1f} %, {_points(gap.found)} less.{doubt}"
+        f"In {reference}, {gap.modality} starves: trained alone {ALONE[measured]} {gap.alone * 100:.1f} %, inside "
+        f"{reference} {inside}{gap.inside * 100:.1f} %, {_points(gap.found)} less.{doubt}"
         for gap in starved
     ]
 

@@ -227,7 +227,7 @@ def analyse(group: Group, slug: str, select: str, roles: Roles) -> Part:
     alone = next((label for label in rows if all(group.hits(label, name) for name in whole)), None)
     fused = {label: group.hits(label, "fused") for label in group.rows}
     single = [label for label, method in group.methods.items() if method in roles.single]
-    readout, lost, remedies = None, [], []
+    readout, measured, lost, remedies = None, "alone", [], []
     if reference is not None:
         complete = (k for k in advice.INSIDE if all(group.hits(reference, f"{k}/{m}") for m in modalities))
         readout = next(complete, None)
@@ -236,12 +236,15 @@ def analyse(group: Group, slug: str, select: str, roles: Roles) -> Part:
             for label in group.rows
         }
         if alone is not None:
-            lost = advice.gaps({m: group.hits(alone, f"alone/{m}") for m in modalities}, inside[reference])
+            if readout == "probe" and all(group.hits(alone, f"probe/{m}") for m in modalities):
+                measured = "probe"
+            lost = advice.gaps({m: group.hits(alone, f"{measured}/{m}") for m in modalities}, inside[reference])
         passes = dict(zip(comparison.table["method"], comparison.table["passes_relative"], strict=True))
         starved = [gap.modality for gap in lost if gap.starved]
         remedies = advice.remedies(fused, inside, reference, starved, passes)
-    choice = advice.choose(fused, reference, remedies, single)
-    told = advice.sentences(reference or roles.reference, readout, lost, remedies, choice, single)
+    main = {label: fused[label] for label in _main(group).values()}  # to pick among variants is to select on test
+    choice = advice.choose(main, reference, remedies, single)
+    told = advice.sentences(reference or roles.reference, readout, lost, remedies, choice, single, measured)
     mean, sd = scores.mean(), scores.std(ddof=1)
     leaders = advice.leaders(fused)
     return Part(
