@@ -134,6 +134,9 @@ def compare_gradients(strategy: Strategy, loader: Loader, modalities: Sequence[s
     else its share), both with respect to all parameters of encoder m in eval mode: ``norm_ratio/m = ||g|| / ||g_m||``
     and ``cosine/m = <g, g_m> / (||g|| ||g_m||)``. Modalities whose encoder is frozen, that have no logits of their own,
     or of which a gradient vanishes are left out; with a single modality there is nothing to compare. Moves nothing.
+
+    Ratios are positive, without an upper bound; cosines lie in [-1, 1] up to rounding. A negative one is a conflict in
+    the sense of Yu et al., NeurIPS 2020, https://arxiv.org/abs/2001.06782; to compare these two gradients is ours.
     """
     if len(modalities) < 2:
         return {}

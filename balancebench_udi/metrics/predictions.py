@@ -15,12 +15,17 @@ from torch import Tensor
 
 
 def accuracy(prediction: Tensor, target: Tensor) -> float:
-    """Share of right predictions, in [0, 1]. ``[N]`` and ``[N]``."""
+    """Share of right predictions, in [0, 1]: one minus the mean zero-one loss. ``[N]`` and ``[N]``."""
     return (prediction == target).double().mean().item()
 
 
 def macro_f1(prediction: Tensor, target: Tensor, classes: int) -> float:
-    """Unweighted mean over all C classes of the F1 score, 0 where a class has neither truth nor prediction."""
+    """Unweighted mean over all C classes of the F1 score, in [0, 1]; 0 where a class has neither truth nor prediction.
+
+    ``mean_c 2 hit_c / (said_c + true_c)``. F is van Rijsbergen's, Information Retrieval, 1979. This is the "averaged
+    F1" of Opitz & Burst, https://arxiv.org/abs/1911.03347, not the F1 of the mean precision and recall (Sokolova &
+    Lapalme, Information Processing and Management 45(4), 2009).
+    """
     hit = torch.bincount(target[prediction == target], minlength=classes).double()
     said = torch.bincount(prediction, minlength=classes).double()
     true = torch.bincount(target, minlength=classes).double()
@@ -28,7 +33,11 @@ def macro_f1(prediction: Tensor, target: Tensor, classes: int) -> float:
 
 
 def top_k(logits: Tensor, target: Tensor, k: int) -> float:
-    """Share of samples whose class is among the k highest logits, in [0, 1]. ``[N, C]`` with C >= k, and ``[N]``."""
+    """Share of samples whose class is among the k highest logits, in [0, 1]. ``[N, C]`` with C >= k, and ``[N]``.
+
+    1 at k = C. The top-5 error of ILSVRC is one minus it at k = 5: Russakovsky et al., IJCV 2015,
+    https://arxiv.org/abs/1409.0575.
+    """
     return (logits.topk(k, 1).indices == target[:, None]).any(1).double().mean().item()
 
 
@@ -51,9 +60,10 @@ def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> fl
 def discrepancy(truth: Mapping[str, float]) -> dict[str, float]:
     """OGM's discrepancy ratio: how sure a modality is of the true class, over how sure the others are on average.
 
-    ``rho_m = s_m / mean of s_k, k != m``, with ``s_m`` the sum over samples of m's probability of the true class; 1 is
-    balanced, and for two modalities ``rho_a rho_b = 1``. Peng et al., CVPR 2022, Eq. 7, https://arxiv.org/abs/2203.15332;
-    the mean over the others is our extension to more than two. Empty for a single modality.
+    ``rho_m = s_m / mean of s_k, k != m``, with ``s_m`` the sum over samples of m's probability of the true class; at
+    least 0, without an upper bound; 1 is balanced, and for two modalities ``rho_a rho_b = 1``. Peng et al., CVPR 2022,
+    Eq. 7, https://arxiv.org/abs/2203.15332; the mean over the others is our extension to more than two. Empty for a
+    single modality; a modality whose others are never sure of the true class is left out.
     """
     found = {}
     for m, own in truth.items():
@@ -72,7 +82,10 @@ def shapley(value: Mapping[tuple[str, ...], Any], modalities: Sequence[str]) -> 
     """Shapley value of every modality for the set function ``value`` over :func:`coalitions`.
 
     ``phi_m = sum over S without m of |S|! (M - |S| - 1)! / M! * (v(S + m) - v(S))``; the sum over m is
-    ``v(all) - v(nothing)``. Values may be numbers or tensors, one entry a sample.
+    ``v(all) - v(nothing)``. A mean of what m adds, so for v in [0, 1] it lies in [-1, 1]. Values may be numbers or
+    tensors, one entry a sample. Shapley, A Value for n-Person Games, 1953. BalanceBenchmark,
+    https://arxiv.org/abs/2502.10816, takes for v the accuracy with the other inputs at zero; our evaluation, with the
+    other features at zero.
     """
     total = len(modalities)
     result: dict[str, Any] = dict.fromkeys(modalities, 0.0)
@@ -87,8 +100,12 @@ def shapley(value: Mapping[tuple[str, ...], Any], modalities: Sequence[str]) -> 
 def imbalance(contribution: Mapping[str, float]) -> tuple[float, float]:
     """How unevenly the modalities contribute, absolute and relative; 0 is balanced.
 
-    Absolute: the mean over pairs of ``|phi_i - phi_j|``. Relative: that divided by ``sum |phi|``; for two modalities
-    it lies in [0, 1]; 0 where nothing contributes.
+    Absolute: the mean over pairs of ``|phi_i - phi_j|``; in [0, 1] for Shapley values of a v in [0, 1], as each of
+    these differences is. Relative: that divided by ``sum |phi|``, 0 where nothing contributes; in [0, 2 / M] for M > 1
+    modalities, hence in [0, 1] for two, and 2 / M where only one contributes. Both are 0 for a single modality.
+
+    Both are ours: BalanceBenchmark, https://arxiv.org/abs/2502.10816, plots a degree of imbalance that its code does
+    not hold.
     """
     values = list(contribution.values())
     pairs = [abs(a - b) for a, b in itertools.combinations(values, 2)]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
 
+from balancebench_udi.evaluation import evaluate
 from balancebench_udi.metrics.predictions import (
     accuracy,
     calibration_error,
@@ -20,6 +21,7 @@ from balancebench_udi.metrics.predictions import (
     top_k,
     unpack,
 )
+from tests.helpers import make_trainer, tiny_bundle
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -117,6 +119,27 @@ def test_the_relative_imbalance_of_two_lies_in_the_unit_interval_and_ignores_sca
     assert math.isclose(relative, abs(a - b) / (a + b))
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_the_relative_imbalance_is_at_most_two_over_the_number_of_modalities(count):
+    names = "abcde"[:count]
+    drawn = np.random.default_rng(count).normal(size=(500, count)) ** 3  # of both signs and many sizes
+    assert all(0 <= imbalance(dict(zip(names, row, strict=True)))[1] <= 2 / count + 1e-12 for row in drawn)
+    assert imbalance({n: 0.3 * (n == "b") for n in names})[1] == pytest.approx(2 / count)
+
+
+@pytest.mark.parametrize(("count", "most"), [(2, 1), (3, 2 / 3)])
+def test_shapley_values_of_shares_lie_in_minus_one_to_one_and_differ_by_at_most_one(count, most):
+    """All set functions with values 0 and 1: what is convex in them is nowhere larger in between."""
+    names = list("abc"[:count])
+    subsets = coalitions(names)
+    games = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * len(subsets)).T
+    found = torch.stack(list(shapley(dict(zip(subsets, games, strict=True)), names).values()))
+    assert (found.min(), found.max()) == (-1, 1)
+    assert (found[:, None] - found).abs().max() == 1
+    absolute = [imbalance(dict(zip(names, column, strict=True)))[0] for column in found.T.tolist()]
+    assert max(absolute) == pytest.approx(most)
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_predictions_survive_packing(seed):
     rng = np.random.default_rng(seed)
@@ -141,6 +164,28 @@ def test_top_k_equals_scikit_learn(seed, k):
     logits, target = rng.normal(size=(40, 7)), rng.integers(0, 7, 40)
     expected = top_k_accuracy_score(target, logits, k=k, labels=range(7))
     assert top_k(torch.from_numpy(logits), torch.from_numpy(target), k) == pytest.approx(expected, abs=1e-12)
+
+
+def by_samples(logits, target):
+    """Mean negative log-likelihood in nats, sample by sample, in float64."""
+    total = 0.0
+    for z, y in zip(logits.double().tolist(), target.tolist(), strict=True):
+        top = max(z)
+        total += top + math.log(sum(math.exp(v - top) for v in z)) - z[y]
+    return total / len(target)
+
+
+@pytest.mark.parametrize("count", [1, 40, 600])  # evaluation takes up to 512 samples at once
+def test_the_loss_of_an_evaluation_is_the_mean_over_samples_of_the_negative_log_likelihood(count):
+    bundle = tiny_bundle(n=(32, 16, count))
+    trainer = make_trainer(bundle, "joint")
+    with torch.no_grad():
+        trainer.strategy.model.fusion.out.weight *= 100  # sure, and often wrong
+    found = evaluate(trainer.strategy, trainer.loader, "test", ["audio", "visual"]).scores["loss"]
+    with torch.no_grad():
+        logits = trainer.strategy.eval().predict(bundle.test.inputs).logits
+    assert found == pytest.approx(by_samples(logits, bundle.test.target), rel=1e-4)
+    assert by_samples(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])) == pytest.approx(math.log(3))
 
 
 def by_bins(confidence, correct, bins):
