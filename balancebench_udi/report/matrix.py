@@ -24,8 +24,9 @@ from balancebench_udi.metrics.statistics import (
     friedman,
 )
 from balancebench_udi.report import matrix_rendering as rendering
-from balancebench_udi.report.budget import passes
+from balancebench_udi.report import tidy
 from balancebench_udi.report.comparison import RULES, compare
+from balancebench_udi.report.tidy import COSTS, DERIVED
 from balancebench_udi.store import Store
 
 if TYPE_CHECKING:
@@ -33,6 +34,16 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 """Of the tests, the custom of the field."""
+MEANINGS = {
+    "passes": "passes: million samples through the encoders, forward + 2 × backward, summed over the encoders.",
+    "imbalance": "imbalance: mean difference between the modalities' Shapley contributions; 0 is balanced.",
+    "utilisation": "utilisation of a modality: what it adds to all the others, as a share of the accuracy of all.",
+    "complementarity": "complementarity: shares of test samples. fusion_only: the fusion is right, no single modality "
+    "is; lost: some modality is right, the fusion is not; only/m: of the modalities m alone is right, and the fusion.",
+    "bayes_distance": "bayes distance: accuracy of the best possible classifier minus that reached, of all modalities "
+    "(fused) and of what a probe reads in an encoder.",
+}
+"""What a value is, by the part of its name before the slash."""
 FEW_COLUMNS = 3
 """Complete columns from which on average ranks are given."""
 FORMATS = {"md": rendering.markdown, "csv": rendering.csv, "tex": rendering.latex, "html": rendering.html}
@@ -190,8 +201,8 @@ def build(
         rows: name -> what it is, in a sentence; may be empty.
         columns: name -> what it is, in a sentence: data, protocol; may be empty.
         cells: (row, column) -> what belongs there, for every pair.
-        values: scores of the test split, or ``passes`` (samples through the encoders, forward + 2 x backward), as
-            names or patterns such as ``alone/*``, in the order in which a column shows them.
+        values: scores of the test split, what :mod:`~balancebench_udi.report.tidy` derives from a record, or its costs,
+            as names or patterns such as ``alone/*``, in the order in which a column shows them.
         select: the reading: ``last``, ``best_val`` or ``best_test``.
         caption: sentences that belong to this table.
 
@@ -280,7 +291,8 @@ def _shown(values: Sequence[str], cells: Mapping[str, Cell], select: str) -> tup
     """The values of a column, patterns replaced by what its records and its published numbers have."""
     records = [record for cell in cells.values() for record in cell.records]
     order = {m: place for record in records for place, m in enumerate(record["result"]["modalities"])}
-    known = {name for record in records for name in record["result"]["readings"][select]["test"]} | {"passes"}
+    known = {name for record in records for name in record["result"]["readings"][select]["test"]}
+    known |= {name for record in records for name in _beyond(record, select, values)}
     known |= {_value(claim) for cell in cells.values() for claim in cell.claims}
     ordered = sorted(known, key=lambda name: (order.get(name.partition("/")[2], len(order)), name))
     found: dict[str, None] = {}
@@ -288,6 +300,13 @@ def _shown(values: Sequence[str], cells: Mapping[str, Cell], select: str) -> tup
         hits = [name for name in ordered if fnmatch.fnmatchcase(name, pattern)]
         found |= dict.fromkeys(hits if "*" in pattern else [pattern])
     return tuple(found)
+
+
+def _beyond(record: Mapping[str, Any], select: str, values: Sequence[str]) -> dict[str, float]:
+    """What a record tells beyond its test scores: derived numbers and costs, of the kinds that ``values`` name."""
+    kinds = {value.partition("/")[0] for value in values} & {name.rstrip("/") for name in (*DERIVED, *COSTS)}
+    row = tidy.rows(record, select)[0] if kinds else {}
+    return {k: v for k, v in row.items() if k.partition("/")[0] in kinds and isinstance(v, (int, float))}
 
 
 def _value(claim: Claim) -> str:
@@ -325,11 +344,10 @@ def _correct(records: Sequence[Mapping[str, Any]], select: str) -> np.ndarray:
 
 def _number(cell: Cell, value: str, select: str) -> Number | None:
     """The mean of one value; None where no run has it."""
-    if value == "passes":
-        found = [passes(record) for record in cell.records]
-    else:
-        tests = [record["result"]["readings"][select]["test"] for record in cell.records]
-        found = [test[value] for test in tests if value in test]
+    scores = [
+        {**_beyond(record, select, [value]), **record["result"]["readings"][select]["test"]} for record in cell.records
+    ]
+    found = [mine[value] for mine in scores if value in mine]
     if not found:
         return None
     low, high = bootstrap_interval(_correct(cell.records, select)) if value == "accuracy" else (math.nan, math.nan)
@@ -453,8 +471,7 @@ def _reading(
             "†: cannot be told from the best row of the column (paired test over seeds and samples, Holm's adjustment "
             "within the column, 5 %); rows with fewer or other seeds are not compared."
         )
-    if "passes" in values:
-        lines.append("passes: million samples through the encoders, forward + 2 × backward, summed over the encoders.")
+    lines += [text for name, text in MEANINGS.items() if any(v.partition("/")[0] == name for v in values)]
     if ranked:
         lines.append("rank: average over the complete columns of the rank by mean accuracy; 1 is best.")
     if published:

@@ -18,9 +18,20 @@ WIDTH = 100
 """Of a terminal."""
 ABOVE_100 = ("accuracy", "macro_f1", "top5", "share", "masked", "alone", "probe")
 """Scores of which more is better, by the part of their name before the slash; all in percent."""
-PLAIN = ("loss", "imbalance_relative", "cka", "discrepancy")
+PLAIN = ("loss", "val_loss", "imbalance_relative", "cka", "discrepancy")
 """Scores that are no share, printed as they are; every other one is printed in percent."""
-HEADS = {"passes": "passes (M)", "macro_f1": "macro-F1", "imbalance_relative": "relative imbalance"}
+SCALES = {"passes": 1e6, "parameters": 1e6, "flops": 1e12, "peak_memory_bytes": 1e6}
+"""Units of what is no score and not printed as it is."""
+COUNTS = (*SCALES, "passes_forward", "passes_backward", "seconds", "cpu_seconds", "wall_seconds")
+"""Costs: printed without a spread."""
+HEADS = {
+    "passes": "passes (M)",
+    "parameters": "parameters (M)",
+    "flops": "TFLOP",
+    "peak_memory_bytes": "peak memory (MB)",
+    "macro_f1": "macro-F1",
+    "imbalance_relative": "relative imbalance",
+}
 
 
 def higher_is_better(value: str) -> bool:
@@ -29,11 +40,11 @@ def higher_is_better(value: str) -> bool:
 
 
 def printed(number: float, value: str) -> str:
-    """``number`` as every rendering shows it: percent with a decimal, million passes or a plain score with two."""
+    """``number`` as every rendering shows it: percent with a decimal, costs or a plain score with two."""
     if math.isnan(number):
         return "-"
-    if value == "passes":
-        return f"{number / 1e6:.2f}"
+    if value in COUNTS:
+        return f"{number / SCALES.get(value, 1):.2f}"
     if value.partition("/")[0] in PLAIN:
         return f"{number:z.2f}"
     return f"{100 * number:z.1f}"
@@ -65,7 +76,7 @@ def _cell(matrix: Matrix, row: str, column: str, value: str, style: _Style) -> s
     if number is not None:
         mean = printed(number.mean, value)
         text = style.bold.format(mean) if number.best else mean
-        if not math.isnan(number.sd) and value != "passes":
+        if not math.isnan(number.sd) and value not in COUNTS:
             text += style.plus_minus + printed(number.sd, value)
         if number.indistinguishable and not number.best:
             text += style.close

@@ -17,6 +17,7 @@ from balancebench_udi.errors import UserError
 from balancebench_udi.metrics.predictions import pack
 from balancebench_udi.metrics.statistics import against_best, bootstrap_interval, critical_difference, friedman
 from balancebench_udi.report import matrix_rendering as rendering
+from balancebench_udi.report import tidy
 from balancebench_udi.report.matrix import FORMATS, Cell, build, write
 from tests.helpers import written_spec
 
@@ -34,22 +35,34 @@ def record(method, seed, right, scores=None, **spec):
         "macro_f1": 0.5,
         "alone/audio": 0.25,
         "alone/visual": 0.75,
+        "masked/visual+audio": float(right.mean()),
+        "masked/visual": 0.5,
+        "masked/audio": 0.25,
         **(scores or {}),
     }
+    wrong = pack(1 - fused)
     ones = {"audio": 1_000_000, "visual": 500_000}
     return {
         "key": f"{method}-{seed}",
         "cell": f"cell-{method}",
         "spec": {**SPEC, "method": method, "seed": seed, **spec},
         "result": {
-            "readings": {"best_val": {"test": test, "predictions": {"fused": pack(fused)}}},
+            "readings": {
+                "best_val": {
+                    "epochs": [1],
+                    "val": {"accuracy": 0.5, "loss": 1.0},
+                    "test": test,
+                    "predictions": {"fused": pack(fused), "alone/visual": pack(fused), "alone/audio": wrong},
+                }
+            },
             "test_target": pack(target),
             "modalities": ["visual", "audio"],
             "passes": {"forward": ones, "backward": ones},
+            "parameters": 250_000,
         },
-        "cost": {"phases": []},
+        "cost": {"phases": [], "flops": 3e12, "wall_seconds": 2.5, "peak_memory_bytes": 4e8},
         "data": {"classes": ["x", "y"], "facts": {}},
-        "machine": {"device_type": "cpu", "device": "Some CPU", "threads": 1, "torch": "2.0"},
+        "machine": {"device_type": "cpu", "device": "Some CPU", "threads": 1, "torch": "2.0", "commit": "abc"},
     }
 
 
@@ -278,6 +291,25 @@ def test_patterns_are_replaced_in_the_order_of_fusion():
         "toy alone audio": "25.0 ± 0.0",
         "toy accuracy": "62.5 ± 12.5",
     }
+
+
+def test_what_is_derived_from_records_and_costs_are_values_too():
+    values = ["utilisation/*", "complementarity/*", "bayes_distance/*", "parameters", "flops", "peak_memory_bytes"]
+    records = tuple(record("joint", seed, first(count)) for seed, count in enumerate((32, 40, 48)))
+    for one in records:
+        one["data"]["facts"] = {"bayes_accuracy": {"visual+audio": 0.75, "visual": 0.8, "audio": 0.4}}
+    made = table({("joint", "toy"): Cell(records, 3)}, values=values)
+    rows = [tidy.rows(one)[0] for one in records]
+    for name in ("utilisation/audio", "complementarity/only/visual", "complementarity/lost", "bayes_distance/fused"):
+        assert made.numbers["joint", "toy", name].mean == pytest.approx(sum(row[name] for row in rows) / 3)
+    assert made.numbers["joint", "toy", "bayes_distance/fused"].mean == pytest.approx(0.75 - 0.625)
+    shown = grid(made)["joint"]
+    assert shown["toy bayes_distance fused"] == "12.5 ± 12.5"
+    assert shown["toy parameters (M)"] == "0.25"
+    assert shown["toy TFLOP"] == "3.00"
+    assert shown["toy peak memory (MB)"] == "400.00"
+    assert any(note.startswith("bayes distance: ") for note in made.notes)
+    assert not any(note.startswith("passes: ") for note in made.notes)
 
 
 def test_a_value_that_some_records_lack_is_averaged_over_the_others():
