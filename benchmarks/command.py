@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from balancebench_udi.errors import UserError, near_misses
+from balancebench_udi.store import Store
 
 HERE = Path(__file__).resolve().parent
 PROTOCOLS = HERE / "protocols"
+PUBLISHED = HERE / "published.yaml"
 M_MMAP_THRESHOLD = -3
 """Of mallopt, in glibc's malloc.h."""
 
@@ -141,6 +143,21 @@ def default_data() -> Path:
 def default_out() -> Path:
     """``results`` in the checkout that this file belongs to, else in the working directory."""
     return HERE.parent / "results" if (HERE.parent / "setup.cfg").exists() else Path("results")
+
+
+def recorded(out: Path | None) -> Store:
+    """The results folder ``--out``, else :func:`default_out`, for what only reads it.
+
+    Raises:
+        UserError: it has no records.
+    """
+    store = Store(out if out is not None else default_out())
+    if not (store.root / "records").is_dir():
+        raise UserError(
+            f"--out must be a folder with the records of runs, found no folder {store.root / 'records'}: "
+            "train with benchmarks/run.py, or name another --out"
+        )
+    return store
 
 
 def duration(seconds: float) -> str:

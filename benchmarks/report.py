@@ -30,11 +30,10 @@ from balancebench_udi.report.page import FIGURED, FIGURES, Figures, MethodFacts,
 from balancebench_udi.report.published import Claim, load_published
 from balancebench_udi.spec import RunSpec
 from balancebench_udi.store import Store
-from benchmarks.command import PROTOCOLS, Parser, default_out, guarded, short, words
+from benchmarks.command import PROTOCOLS, PUBLISHED, Parser, default_out, guarded, short, words
 
 REFERENCE = "joint"
 """The method against which gains and costs are given."""
-PUBLISHED = HERE / "published.yaml"
 
 ROLES = Roles(REFERENCE, alone=("unimodal", "ensemble"), single=("unimodal",))
 
@@ -66,6 +65,11 @@ def run(given: argparse.Namespace) -> int:
     if given.figures < 0:
         raise UserError(f"--figures must be at least 0, found {given.figures}")
     store = Store(given.out or default_out())
+    path = given.to or store.root / "report.html"
+    if path.is_dir():
+        raise UserError(
+            f"the page must be a file, found the folder {path}: name a file with --to, such as {path / 'page.html'}"
+        )
     facts = method_facts()
     usual = {name: one.defaults for name, one in facts.items()}
     groups, lacking = collect(records(store, given.dataset), given.select, usual, protocol_options)
@@ -89,7 +93,6 @@ def run(given: argparse.Namespace) -> int:
     )
     if given.save_figures:
         print(f"figures: {short(store.root / 'figures')}")
-    path = given.to or store.root / "report.html"
     store.replace(path, lambda handle: handle.write(text.encode()))
     print(f"written: {short(path)} ({len(text) / 1e6:.1f} MB)")
     return 0

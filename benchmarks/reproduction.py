@@ -24,10 +24,8 @@ from balancebench_udi.nets.fusion import FUSIONS
 from balancebench_udi.protocol import load_protocol
 from balancebench_udi.report.published import Claim, load_published
 from balancebench_udi.report.reproduction import Wanted, counts, markdown, reproduce
-from balancebench_udi.store import Store
-from benchmarks.command import PROTOCOLS, Parser, default_out, guarded, parse_settings, short
+from benchmarks.command import PROTOCOLS, PUBLISHED, Parser, guarded, parse_settings, recorded, short
 
-PUBLISHED = HERE / "published.yaml"
 PAGE = "REPRODUCTION.md"
 SEEDS = "0-4"
 """Of the commands on the page."""
@@ -48,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> int:
     """Judge, and write or compare the page."""
-    store = Store(given.out or default_out())
+    store = recorded(given.out)
     claims = load_published(PUBLISHED)
     findings = reproduce(claims, store.records(), registry.methods.names(), wanted)
     page, path = markdown(findings).encode(), store.root / PAGE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +17,14 @@ from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.nets.encoders import ENCODERS, encoder_options
 from balancebench_udi.protocol import Protocol, load_protocol
 from balancebench_udi.report.comparison import RULES
-from benchmarks.command import PROTOCOLS, parse_settings
+from balancebench_udi.report.published import load_published
+from balancebench_udi.report.tidy import COSTS, DERIVED, SCORES
+from benchmarks.command import PROTOCOLS, PUBLISHED, parse_settings
 from benchmarks.run import parse_seeds, parser, run_overrides
 
 TABLES = Path(__file__).resolve().parent / "tables"
+VALUES = tuple(name for name in (*SCORES, *DERIVED, *COSTS) if name not in ("device_type", "device", "torch", "commit"))
+"""What a table can show; a name that ends in ``/`` stands for all that begin with it."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Column:
 
     Attributes:
         name: as printed.
-        dataset: its name in the registry; one that is not there stays empty.
+        dataset: its name in the registry; one that is only published or in the table's ``elsewhere`` stays empty.
         protocol: a preset of ``benchmarks/protocols``, or a YAML file.
         set: what ``--set`` of ``run.py`` takes, such as ``cgmnist.train_size: 4000`` or ``optimizer.lr: 0.01``.
         epochs, fusion, precision: instead of the protocol's.
@@ -51,7 +56,7 @@ class Row:
 
     Attributes:
         name: as printed.
-        method: its name in the registry; one that is not there stays empty.
+        method: its name in the registry; one that is only published or in the table's ``elsewhere`` stays empty.
         set: its options; an entry whose value is a mapping is that of one dataset (``cgmnist: {anchor: gray}``), and a
             row with such entries exists on these datasets only.
         epochs: a number, or a multiple of the column's, such as ``2x``.
@@ -98,6 +103,8 @@ class Table:
         select: the reading: ``last``, ``best_val`` or ``best_test``.
         values: scores that every column shows, or patterns of them.
         published: groups of ``benchmarks/published.yaml`` to stand beside.
+        elsewhere: methods and datasets that are not implemented here, as far as ``benchmarks/published.yaml`` does not
+            have them.
         caption: sentences that belong to it.
     """
 
@@ -110,6 +117,7 @@ class Table:
     select: str = "best_val"
     values: Sequence[str] = ("accuracy",)
     published: Sequence[str] = ()
+    elsewhere: Sequence[str] = ()
     caption: Sequence[str] = ()
 
 
@@ -138,7 +146,8 @@ def load_table(name: str) -> Table:
     """Table ``name`` of ``benchmarks/tables``, or a path to a YAML file.
 
     Raises:
-        UserError: no such table (with near misses), damaged YAML, an unknown or absent key, a value of the wrong kind.
+        UserError: no such table (with near misses), damaged YAML, an unknown or absent key, a value of the wrong kind,
+            a method, a dataset or a value that is not known.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else TABLES / f"{name}.yaml"
     if not path.is_file():
@@ -162,7 +171,46 @@ def load_table(name: str) -> Table:
         raise UserError(f"select of {path.name} must be one of {', '.join(RULES)}, found {given['select']!r}")
     table = Table(**{"name": path.stem, **given, **parts, "seeds": str(given.get("seeds", "0-4"))})
     parse_seeds(table.seeds)
+    _check_names(table, path.name)
+    _check_values(table, path.name)
     return table
+
+
+def _check_names(table: Table, where: str) -> None:
+    """Refuse a method or a dataset that is neither implemented nor told to be elsewhere."""
+    here: dict[str, list[str]] = {"method": registry.methods.names(), "dataset": registry.datasets.names()}
+    asked = [("method", row.method, f"{row.name!r}, a row") for row in table.rows]
+    asked += [("dataset", column.dataset, f"{column.name!r}, a column") for column in table.columns]
+    asked += [
+        ("dataset", name, f"the options of {row.name!r}, a row")
+        for row in table.rows
+        for name, value in row.set.items()
+        if isinstance(value, Mapping)
+    ]
+    unknown = [one for one in asked if one[1] not in here[one[0]] and one[1] not in table.elsewhere]
+    claims = load_published(PUBLISHED) if unknown else []
+    for kind, name, owner in unknown:
+        told = {claim.method if kind == "method" else claim.dataset for claim in claims}
+        if name not in told:
+            raise UserError(
+                f"{kind} of {owner} of {where}, must be implemented, published or listed under elsewhere, "
+                f"found {name!r}{near_misses(name, here[kind])}"
+            )
+
+
+def _check_values(table: Table, where: str) -> None:
+    """Refuse a value that no run could have."""
+    for value in table.values:
+        kind, slash, rest = str(value).partition("/")
+        if "*" in kind:
+            right = any(fnmatch.fnmatchcase(name.rstrip("/"), kind) for name in VALUES)
+        else:
+            right = f"{kind}/" in VALUES and bool(rest) if slash else kind in VALUES
+        if not right:
+            names = [f"{name}*" if name.endswith("/") else name for name in VALUES]
+            raise UserError(
+                f"a value of {where} must be one that runs have, found {value!r}{near_misses(str(value), names)}"
+            )
 
 
 def table_names() -> list[str]:
@@ -171,7 +219,7 @@ def table_names() -> list[str]:
 
 
 KINDS: dict[str, tuple[type, str]] = {
-    **dict.fromkeys(("rows", "columns", "values", "published", "caption"), (list, "a list")),
+    **dict.fromkeys(("rows", "columns", "values", "published", "elsewhere", "caption"), (list, "a list")),
     **dict.fromkeys(("set", "encoders"), (dict, "names with values")),
     **dict.fromkeys(("name", "title", "about", "select", "dataset", "protocol", "method", "note"), (str, "text")),
     **dict.fromkeys(("fusion", "precision"), (str, "a name")),

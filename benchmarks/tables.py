@@ -31,13 +31,24 @@ import torch
 import registry
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.protocol import Protocol, load_protocol
-from balancebench_udi.report import matrix
+from balancebench_udi.report import matrix, tidy
 from balancebench_udi.report.comparison import RULES
 from balancebench_udi.report.figures.ranks import critical_difference_diagram
 from balancebench_udi.report.published import Claim, load_published
 from balancebench_udi.runner import Job, run_all
 from balancebench_udi.store import Store, read_record
-from benchmarks.command import PROTOCOLS, Parser, data_root, default_out, duration, guarded, short, words
+from benchmarks.command import (
+    PROTOCOLS,
+    PUBLISHED,
+    Parser,
+    data_root,
+    default_out,
+    duration,
+    guarded,
+    recorded,
+    short,
+    words,
+)
 from benchmarks.run import make_plan, parse_seeds, plan_again, print_plan, report_rest
 from benchmarks.table_specs import (
     Column,
@@ -54,7 +65,6 @@ from benchmarks.table_specs import (
 )
 from benchmarks.workers import run_side_by_side
 
-PUBLISHED = HERE / "published.yaml"
 FEWEST_RANKED = 3
 """Rows from which on average ranks are drawn: Friedman's test needs as many."""
 Record = Mapping[str, Any]
@@ -88,25 +98,73 @@ def run(given: argparse.Namespace) -> int:
     for word in formats:
         if word not in matrix.FORMATS:
             raise UserError(f"--format takes {', '.join(matrix.FORMATS)}, found {word!r}")
-    names = words(",".join(given.names), "tables.py") if given.names or not given.list else ["all"]
-    if "all" in names:
-        names = table_names()
-    tables = [_changed(load_table(name), given) for name in names]
-    archive = Archive(Store(given.out if given.out is not None else default_out()))
+    tables = [_changed(load_table(name), given) for name in _names(given)]
+    if given.list or given.run:
+        archive = Archive(Store(given.out if given.out is not None else default_out()))
+    else:
+        archive = Archive(recorded(given.out))
+        check_readings(tables, archive)
     if given.list:
         print("\n".join(listing(table, archive) for table in tables))
         return 0
-    failed = False
+    failed, empty = False, []
     for table in tables:
         if given.run:
-            failed |= train(table, archive, given)
+            broke, skipped = train(table, archive, given)
+            failed |= broke
             archive = Archive(archive.store)  # with what is new
+            if skipped and not broke and not _any_run(table, archive):
+                empty.append(table.name)
+                continue
         made = make(table, archive)
         paths = matrix.write(made, archive.store.root / "tables" / _folder(table, given), formats)
         paths += draw_ranks(table, made, archive.store.root / "figures" / _folder(table, given))
         print(made.text())
         print("written: " + ", ".join(map(short, paths)) + "\n")
+    if len(empty) == len(tables):
+        raise UserError(
+            f"{', '.join(empty)} must have data to train on or runs to print, found neither: "
+            "name the folder with the datasets as --data-root, or another --out"
+        )
+    if empty:
+        print(f"not written, without data to train on and without runs: {', '.join(empty)}")
     return 1 if failed else 0
+
+
+def _names(given: argparse.Namespace) -> list[str]:
+    """The tables that are named; without a name all of them, for the list alone."""
+    text = ",".join(given.names)
+    if not text.strip(", "):
+        if given.list and not given.names:
+            return table_names()
+        raise UserError(
+            f"tables.py needs the name of a table, found none: name one of {', '.join(table_names())}, or all, "
+            "or a YAML file; --list prints what there is"
+        )
+    names = words(text, "tables.py")
+    return table_names() if "all" in names else names
+
+
+def check_readings(tables: Sequence[Table], archive: Archive) -> None:
+    """Refuse tables that are all empty because their runs were read at other epochs.
+
+    Raises:
+        UserError: that is so; the readings that exist are named.
+    """
+    if any(_any_run(table, archive) for table in tables):
+        return
+    others = [s for s in RULES if any(_any_run(dataclasses.replace(t, select=s), archive) for t in tables)]
+    if others:
+        asked = " or ".join(dict.fromkeys(table.select for table in tables))
+        raise UserError(
+            f"{', '.join(table.name for table in tables)} must have runs that were evaluated for {asked}, found only "
+            f"such for {' and '.join(others)}: name one of these with --select, or train with --run"
+        )
+
+
+def _any_run(table: Table, archive: Archive) -> bool:
+    """Whether any cell of the table has a run."""
+    return any(place.records for place in places(table, archive))
 
 
 def draw_ranks(table: Table, made: matrix.Matrix, folder: Path) -> list[Path]:
@@ -215,9 +273,37 @@ def make(table: Table, archive: Archive) -> matrix.Matrix:
         runs = 0 if place.wanted is None else count
         cells[place.row.name, place.column.name] = matrix.Cell(place.records, runs, beside, absent)
         found[place.column.name] += place.records
+    _check_modalities(table, found)
     rows = {row.name: row.about for row in table.rows}
     columns = {column.name: _about(column, found[column.name]) for column in table.columns}
     return matrix.build(table.title, rows, columns, cells, table.values, table.select, table.caption)
+
+
+def _check_modalities(table: Table, found: Mapping[str, Sequence[Record]]) -> None:
+    """Refuse the value of a modality that no run has, where every column has runs.
+
+    A score that no run tells of any modality is none of these methods and stays empty.
+    """
+    exact = [value for value in table.values if "/" in value and "*" not in value]
+    if not exact or not all(found.values()):
+        return
+    everything = [record for records in found.values() for record in records]
+    modalities = {m for record in everything for m in record["result"]["modalities"]}
+    for value in exact:
+        kind, _, rest = value.partition("/")
+        derived = f"{kind}/" in tidy.DERIVED
+        names: set[str] = set()
+        for record in everything:
+            told = tidy.rows(record, table.select)[0] if derived else record["result"]["readings"][table.select]["test"]
+            names |= {name for name in told if name.startswith(f"{kind}/")}
+            if value in names:
+                break
+        else:
+            if not names and not derived and not modalities.issuperset(rest.split("+")):
+                names = {f"{kind}/{m}" for m in modalities}
+            if names:
+                close = near_misses(value, names)
+                raise UserError(f"a value of {table.name} must be one that runs have, found {value!r}{close}")
 
 
 def _claims(names: Sequence[str]) -> list[Claim]:
@@ -266,9 +352,14 @@ def _described(encoder: Mapping[str, Any]) -> str:
     return f"{encoder['name']} ({rest})" if rest else encoder["name"]
 
 
-def train(table: Table, archive: Archive, given: argparse.Namespace) -> bool:
-    """Train what the table lacks, as far as the data are there; returns whether anything failed."""
+def train(table: Table, archive: Archive, given: argparse.Namespace) -> tuple[bool, list[str]]:
+    """Train what the table lacks, as far as the data are there.
+
+    Returns:
+        Whether anything failed, and the columns that were skipped.
+    """
     count, failed = len(parse_seeds(table.seeds)), False
+    skipped = []
     everything = list(places(table, archive))
     for column in table.columns:
         mine = [place for place in everything if place.column is column]
@@ -284,6 +375,7 @@ def train(table: Table, archive: Archive, given: argparse.Namespace) -> bool:
                 absent = _absent(wanted(rows[0], column, table.select), wish)
                 if absent is not None:
                     print(f"skipped {column.name}: {absent}")
+                    skipped.append(column.name)
                     break
                 if len(rows) > 1:  # one of them is to blame
                     queue = [[row] for row in rows] + queue
@@ -292,7 +384,7 @@ def train(table: Table, archive: Archive, given: argparse.Namespace) -> bool:
                 failed = True
                 continue
             failed |= _train(jobs, store, device, protocol, wish)
-    return failed
+    return failed, skipped
 
 
 def _train(jobs: list[Job], store: Store, device: torch.device, protocol: Protocol, wish: argparse.Namespace) -> bool:

@@ -204,6 +204,15 @@ def test_a_page_that_cannot_be_written(out: Path, tmp_path: Path, call: Callable
     assert "could not be written" in called.err
 
 
+def test_a_page_cannot_replace_a_folder(out: Path, tmp_path: Path, call: Callable[..., Called]) -> None:
+    called = call("--figures", 0, "--to", tmp_path / "elsewhere")
+    assert (called.code, called.out) == (2, "")
+    assert called.err.startswith(f"error: the page must be a file, found the folder {tmp_path / 'elsewhere'}: ")
+    assert called.err.count("\n") == 1
+    (out / "report.html").mkdir()
+    assert "found the folder" in call("--figures", 0).err
+
+
 def test_every_method_has_an_idea_in_at_most_two_sentences() -> None:
     facts = report.method_facts()
     assert list(facts) == registry.methods.names()

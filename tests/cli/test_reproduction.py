@@ -51,6 +51,7 @@ def row(page: str, dataset: str, label: str, group: str) -> list[str]:
 
 
 def test_without_records_the_page_has_the_numbers_and_the_commands(call: Callable[..., Called], tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
     done = call("--out", tmp_path)
     assert (done.code, done.err) == (0, "")
     assert f"{len(CLAIMS)} published numbers: 0 reproduced, 0 not reproduced" in done.out
@@ -62,10 +63,11 @@ def test_without_records_the_page_has_the_numbers_and_the_commands(call: Callabl
 
 
 def test_check_says_whether_the_page_is_what_the_records_give(call: Callable[..., Called], tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
     missing = call("--out", tmp_path, "--check")
     assert missing.code == 1
     assert "not what the records give" in missing.out
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["records"]
     assert call("--out", tmp_path).code == 0
     before = content(tmp_path)
     assert call("--out", tmp_path, "--check").code == 0
@@ -143,6 +145,7 @@ def test_every_claim_with_a_preset_gives_a_command_or_is_not_here() -> None:
 
 def test_every_command_is_one(call: Callable[..., Called], tmp_path: Path) -> None:
     """Names, options and what each method asks of a fusion, as far as can be told without data."""
+    (tmp_path / "records").mkdir()
     call("--out", tmp_path)
     commands = re.findall(r"^python benchmarks/run.py (.*)$", (tmp_path / PAGE).read_text(), re.M)
     assert len(commands) > 30
@@ -164,6 +167,19 @@ def test_every_command_is_one(call: Callable[..., Called], tmp_path: Path) -> No
 
 def test_the_committed_page_is_what_the_records_give(call: Callable[..., Called]) -> None:
     assert call("--out", RESULTS, "--check").code == 0, "write it again: python benchmarks/reproduction.py"
+
+
+@pytest.mark.parametrize("name", ["absent", "there"])
+@pytest.mark.parametrize("flags", [(), ("--check",)])
+def test_a_folder_without_records_is_refused(
+    call: Callable[..., Called], tmp_path: Path, name: str, flags: tuple[str, ...]
+) -> None:
+    (tmp_path / "there").mkdir()
+    done = call("--out", tmp_path / name, *flags)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: --out must be a folder with the records of runs, found no folder ")
+    assert done.err.count("\n") == 1
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["there"]
 
 
 def test_mistakes_are_one_sentence(call: Callable[..., Called], tmp_path: Path) -> None:

@@ -13,16 +13,29 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from calls import Called, content
+from calls import ROOT, Called, content
 
 import benchmarks.tables as script
 import registry
 from balancebench_udi.errors import UserError
 from balancebench_udi.metrics.predictions import pack
+from balancebench_udi.report import tidy
 from balancebench_udi.runner import Outcome
 from balancebench_udi.store import Store
 from benchmarks.run import make_plan
-from benchmarks.table_specs import Column, Row, applies, groups, known, load_table, namespace, table_names, wanted
+from benchmarks.table_specs import (
+    VALUES,
+    Column,
+    Row,
+    _check_values,
+    applies,
+    groups,
+    known,
+    load_table,
+    namespace,
+    table_names,
+    wanted,
+)
 from benchmarks.tables import Archive, places
 
 TINY = {
@@ -44,9 +57,9 @@ def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BALANCEBENCH_DATA", raising=False)
 
-    def run(*arguments: object) -> Called:
+    def run(*arguments: object, out: Path = tmp_path / "out") -> Called:
         capsys.readouterr()
-        code = script.main([*map(str, arguments), "--out", str(tmp_path / "out")])
+        code = script.main([*map(str, arguments), "--out", str(out)])
         seen = capsys.readouterr()
         return Called(code, seen.out, seen.err)
 
@@ -372,7 +385,9 @@ def test_published_numbers_stand_beside_the_method_as_it_is(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "tables.py needs at least one value, found ''"),
+        ([], "tables.py needs the name of a table, found none: name one of agm, "),
+        ([","], "tables.py needs the name of a table, found none: name one of agm, "),
+        (["", "--list"], "or all, or a YAML file; --list prints what there is"),
         (["udi-mian"], "there is no table called 'udi-mian'; did you mean 'udi-main'"),
         (["mine.yaml", "--format", "pdf"], "--format takes md, csv, tex, html, found 'pdf'"),
         (["mine.yaml", "--seeds", "x"], "--seeds takes whole numbers"),
@@ -414,15 +429,152 @@ def test_mistakes_on_the_command_line(
         ({"values": "accuracy"}, "values of mine.yaml must be a list, found 'accuracy'"),
         ({"seeds": "a-b"}, "--seeds takes whole numbers and ranges such as 0-4, found 'a-b'"),
         ({"published": ["nobody"]}, "there is no published group called 'nobody'"),
+        (
+            {"rows": [{"name": "a", "method": "udii"}]},
+            "method of 'a', a row of mine.yaml, must be implemented, published or listed under elsewhere, "
+            "found 'udii'; did you mean 'udi'?",
+        ),
+        (
+            {"columns": [{"name": "c", "dataset": "synthetc", "protocol": "tiny.yaml"}]},
+            "dataset of 'c', a column of mine.yaml, must be implemented, published or listed under elsewhere, "
+            "found 'synthetc'; did you mean 'synthetic'?",
+        ),
+        (
+            {"rows": [{"name": "a", "method": "udi", "set": {"synthetc": {"anchor": "m0"}}}]},
+            "dataset of the options of 'a', a row of mine.yaml, must be implemented, published or listed under "
+            "elsewhere, found 'synthetc'; did you mean 'synthetic'?",
+        ),
+        ({"elsewhere": "udii"}, "elsewhere of mine.yaml must be a list, found 'udii'"),
+        (
+            {"values": ["macrof1"]},
+            "value of mine.yaml must be one that runs have, found 'macrof1'; did you mean 'macro_f1'",
+        ),
+        (
+            {"values": ["aloen/*"]},
+            "value of mine.yaml must be one that runs have, found 'aloen/*'; did you mean 'alone/*'",
+        ),
+        ({"values": ["alone"]}, "value of mine.yaml must be one that runs have, found 'alone'; did you mean 'alone/*'"),
+        ({"values": ["accuracy/m0"]}, "value of mine.yaml must be one that runs have, found 'accuracy/m0'"),
+        ({"values": ["device"]}, "value of mine.yaml must be one that runs have, found 'device'"),
+        ({"values": ["accurate*"]}, "value of mine.yaml must be one that runs have, found 'accurate*'"),
+        ({"values": [1]}, "value of mine.yaml must be one that runs have, found 1; known: "),
     ],
 )
 def test_mistakes_in_a_table(
     tmp_path: Path, call: Callable[..., Called], changes: dict[str, Any], sentence: str
 ) -> None:
     describe(tmp_path, **changes)
+    (tmp_path / "out" / "records").mkdir(parents=True)
     done = call("mine.yaml")
     assert (done.code, done.out) == (2, "")
     assert sentence in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_names_that_are_published_or_listed_stay_empty(mine: Any, tmp_path: Path, call: Callable[..., Called]) -> None:
+    fake(tmp_path / "out", mine.rows[0], mine.columns[0], 0)
+    rows = [{"name": name, "method": name} for name in ("joint", "mmcosine", "udii")]
+    column = {"name": "theirs", "dataset": "synthetc", "protocol": "tiny.yaml"}
+    describe(
+        tmp_path,
+        rows=rows,
+        columns=[describe(tmp_path)["columns"][0], column, {**column, "name": "published", "dataset": "balanced_av"}],
+        elsewhere=["udii", "synthetc"],
+        values=["accuracy", "imbal*", "*/m0", "probe/m0"],
+    )
+    done = call("mine.yaml", "--format", "md")
+    assert done.code == 0, done.err
+    lines = (tmp_path / "out" / "tables" / "mine" / "table.md").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("| udii |")]
+    assert set(line.split(" | ")[1:]) == {"not here", "not here |"}
+
+
+def test_every_score_of_a_record_is_a_value(mine: Any) -> None:
+    archive = Archive(Store(ROOT / "results"))
+    names = {name for m in ("joint", "udi") for record in archive.of("mosi", m) for name in tidy.rows(record)[0]}
+    scores = [name for name in names if name.rpartition("/")[0] or name in VALUES]
+    assert {"accuracy", "share/text", "cka/text+audio", "utilisation/text", "passes"} <= set(scores)
+    _check_values(dataclasses.replace(mine, values=scores), "mine.yaml")
+
+
+def test_a_modality_that_no_run_has_is_refused(mine: Any, tmp_path: Path, call: Callable[..., Called]) -> None:
+    values = describe(tmp_path)
+    record = fake(tmp_path / "out", mine.rows[0], mine.columns[0], 0)
+    describe(tmp_path, columns=values["columns"][:1], values=["accuracy", "alone/m1"])
+    assert call("mine.yaml").code == 0  # no run tells any such value
+    describe(tmp_path, columns=values["columns"][:1], values=["accuracy", "alone/m00"])
+    assert "found 'alone/m00'; did you mean 'alone/m0' or 'alone/m1'?" in call("mine.yaml").err
+    record["result"]["readings"]["best_val"]["test"]["alone/m0"] = 0.5
+    path = tmp_path / "out" / "records" / "synthetic" / "joint" / f"{record['key']}.json"
+    path.write_text(json.dumps(record))
+    done = call("mine.yaml")
+    assert done.code == 2
+    assert done.err == (
+        "error: a value of mine must be one that runs have, found 'alone/m00'; did you mean 'alone/m0'?\n"
+    )
+    describe(tmp_path, columns=values["columns"][:1], values=["accuracy", "alone/m0"])
+    assert call("mine.yaml").code == 0
+    describe(tmp_path, values=["accuracy", "alone/m00"])  # a column without runs, which may have it
+    assert call("mine.yaml").code == 0
+
+
+@pytest.mark.parametrize("name", ["absent", "out"])
+def test_a_folder_without_records_is_refused(tmp_path: Path, call: Callable[..., Called], name: str) -> None:
+    describe(tmp_path)
+    (tmp_path / "out").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    script_out = tmp_path / name
+    done = call("mine.yaml", out=script_out)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        f"error: --out must be a folder with the records of runs, found no folder {script_out / 'records'}: "
+        "train with benchmarks/run.py, or name another --out\n"
+    )
+    assert call("mine.yaml", "--list", out=script_out).code == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_reading_that_no_run_has_is_refused(mine: Any, tmp_path: Path, call: Callable[..., Called]) -> None:
+    out = tmp_path / "out"
+    fake(out, mine.rows[0], mine.columns[0], 0)
+    done = call("mine.yaml", "--select", "best_test")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        "error: mine must have runs that were evaluated for best_test, found only such for last and best_val: "
+        "name one of these with --select, or train with --run\n"
+    )
+    assert not (out / "tables").exists()
+    fake(out, mine.rows[0], mine.columns[0], 1, select="best_test")
+    assert call("mine.yaml", "--select", "best_test").code == 0
+
+
+def test_training_nothing_is_refused(tmp_path: Path, call: Callable[..., Called]) -> None:
+    column = {"name": "Far", "dataset": "cgmnist", "protocol": "tiny.yaml"}
+    describe(tmp_path, columns=[column], rows=[{"name": "joint", "method": "joint"}])
+    (tmp_path / "near.yaml").write_text((tmp_path / "mine.yaml").read_text().replace("cgmnist", "digits"))
+    done = call("mine.yaml", "--run", "--data-root", tmp_path / "absent")
+    assert done.code == 2
+    assert done.out.startswith("skipped Far: ")
+    assert done.err == (
+        "error: mine must have data to train on or runs to print, found neither: "
+        "name the folder with the datasets as --data-root, or another --out\n"
+    )
+    assert not (tmp_path / "out" / "tables").exists()
+    both = call("mine.yaml", "near.yaml", "--run", "--seeds", 0, "--jobs", 1, "--data-root", tmp_path / "absent")
+    assert both.code == 0
+    assert "error" not in both.err
+    assert "not written, without data to train on and without runs: mine\n" in both.out
+    assert [path.name for path in (tmp_path / "out" / "tables").iterdir()] == ["near-seeds-0"]
+    table = load_table("mine.yaml")
+    fake(tmp_path / "out", table.rows[0], table.columns[0], 0)
+    assert call("mine.yaml", "--run", "--data-root", tmp_path / "absent").code == 0  # a run to print
+
+
+def test_the_main_table_shows_a_published_number_once() -> None:
+    made = script.make(load_table("udi-main"), Archive(Store(Path("nowhere"))))
+    shown = [(one.row, one.column, one.value, one.accuracy, one.claim.source) for one in made.beside]
+    assert ("PMR", "CREMA-D") in {one[:2] for one in shown}
+    assert len(set(shown)) == len(shown)
 
 
 def test_an_encoder_of_a_column_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
