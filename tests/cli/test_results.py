@@ -110,3 +110,79 @@ def test_the_readme_quotes_the_tables() -> None:
     known = {figure for path in sources for figure in re.findall(r"\d+\.\d+", path.read_text())}
     assert figures
     assert figures <= known, sorted(figures - known)
+
+
+class Cell:
+    """A cell of a committed table in percent: ``{}`` prints its mean, ``{:±}`` its mean and standard deviation.
+
+    Args:
+        table: folder below results/tables.
+        row: name of a row; in the table of one dataset, of a method.
+        column: name of a column, that is of a dataset.
+        value: name of a score.
+    """
+
+    def __init__(self, table: str, row: str, column: str, value: str = "accuracy") -> None:
+        folder = RESULTS / "tables" / table
+        if (folder / "table.csv").exists():
+            cells = pd.read_csv(folder / "table.csv")
+            chosen = (cells["row"] == row) & (cells["column"] == column) & (cells["value"] == value)
+            keys = ["mean", "sd"]
+        else:
+            cells = pd.read_csv(folder / "comparison.csv")
+            chosen = (cells["method"] == row) & (cells["dataset"] == column)
+            keys = [value, f"{value}_sd"]
+        ((self.mean, self.sd),) = cells[chosen & ~cells["published"].astype(bool)][keys].to_numpy()
+
+    def __format__(self, spec: str) -> str:
+        return f"{100 * self.mean:.1f}" + (f" ± {100 * self.sd:.1f}" if spec == "±" else "")
+
+
+MAIN, BUDGET, WEIGHTS, ABLATION = "udi-main", "udi-budget", "udi-weights", "udi-ablation"
+AGM, OGM, MMPARETO = "agm", "ogm", "mmpareto"
+QUOTES: list[tuple[str, list[tuple[str, ...]]]] = [
+    ("{} %, where gray alone reaches {} %", [(MAIN, "joint", "CG-MNIST"), (MAIN, "unimodal", "CG-MNIST")]),
+    ("linear probe reads {} %", [("cgmnist-small", "joint", "cgmnist", "probe/gray")]),
+    ("is right for {} %", [("avdigits-small", "joint", "avdigits", "share/audio")]),
+    (
+        "a probe reads {} % in its encoder, and {} % in one trained alone",
+        [
+            ("avdigits-small", "joint", "avdigits", "probe/audio"),
+            ("avdigits-small", "unimodal", "avdigits", "probe/audio"),
+        ],
+    ),
+    ("{:±} against {:±}", [(MAIN, "UDI", "CG-MNIST"), (MAIN, "ensemble", "CG-MNIST")]),
+    ("{} against {}", [(MAIN, "UDI", "Digits"), (MAIN, "ensemble", "Digits")]),
+    ("{}, {} and {}", [(MAIN, m, "Synthetic") for m in ("UDI", "ensemble", "joint")]),
+    ("{} points above", [("balance", "joint", "Synthetic", "bayes_distance/fused")]),
+    ("reaches {}", [(BUDGET, "joint (2x epochs)", "CG-MNIST")]),
+    ("({})", [(BUDGET, "UDI (followers half as long)", "CG-MNIST")]),
+    ("({})", [(BUDGET, "UDI (followers half as long)", "UTD-MHAD")]),
+    ("{} against {}", [(BUDGET, "UDI (warm start)", "MOSI"), (BUDGET, "UDI", "MOSI")]),
+    ("{:±}", [(WEIGHTS, "complementarity at 1", "CG-MNIST")]),
+    ("{} with both terms at 0.5", [(WEIGHTS, "both at 0.5", "CG-MNIST")]),
+    ("have {}, those of UDI {}", [(ABLATION, r, "CG-MNIST") for r in ("without interaction", "UDI")]),
+    ("itself has {}", [(WEIGHTS, "consistency at 1", "CG-MNIST")]),
+    ("({} without it", [(ABLATION, "without decoupling", "UTD-MHAD")]),
+    (
+        "{} at a strength of 0.1, {} at 0.5",
+        [(OGM, "OGM (alpha 0.1)", "CG-MNIST"), (OGM, "OGM (alpha 0.5)", "CG-MNIST")],
+    ),
+    ("gains at 0.1 ({} against {})", [(AGM, "AGM (alpha 0.1)", "CG-MNIST"), (AGM, "joint", "CG-MNIST")]),
+    ("falls to {} at its authors' 1.5", [(AGM, "AGM (alpha 1.5)", "CG-MNIST")]),
+    ("MMPareto has {}", [(MMPARETO, "MMPareto", "CG-MNIST")]),
+    ("has {}, and without enlarging {}", [(MMPARETO, r, "CG-MNIST") for r in ("plain sum always", "uniform")]),
+    ("{} and the ensemble {}", [("cgmnist-laptop", m, "cgmnist") for m in ("udi", "ensemble")]),
+    ("{} and {} against joint's {}", [(MAIN, m, "AV digits") for m in ("OGM", "OGM-GE", "joint")]),
+    ("{} and {} against {}", [("avdigits-laptop", m, "avdigits") for m in ("ogm", "ogm_ge", "joint")]),
+]
+
+
+@pytest.mark.parametrize(("phrase", "cells"), QUOTES)
+def test_the_readme_quotes_each_headline_from_its_cell(phrase: str, cells: list[tuple[str, ...]]) -> None:
+    """The phrase, with the numbers that these cells print, stands in the README's results."""
+    section = re.search(r"^## Results$(.*?)^## ", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert section is not None
+    said = phrase.format(*[Cell(*cell) for cell in cells])
+    found = re.search(rf"(?<![\d.]){re.escape(said)}(?!\d)", " ".join(section[1].split()))
+    assert found, f"the README lacks {said!r}, which {cells} give"
