@@ -323,10 +323,23 @@ def _files(kind: Kind, path: Path) -> tuple[Path, ...]:
         return ()
 
 
+class _Unique(yaml.SafeLoader):
+    """YAML as it is safe to read, without keys that stand twice: the first one would vanish."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key} stands twice; remove one", problem_mark=node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> tuple[Path, dict[str, Kind]]:
     """The CSV and the modalities that a YAML declares."""
     try:
-        values = yaml.safe_load(path.read_bytes().decode("utf-8-sig"))
+        values = yaml.load(path.read_bytes().decode("utf-8-sig"), _Unique)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} must be YAML, found a mistake: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -352,7 +365,7 @@ def _read_kind(m: Any, given: Any, path: Path) -> Kind:
     if not isinstance(given, dict) or "kind" not in given:
         raise UserError(f"modality {m} of {path} must have a kind ({', '.join(KINDS)}), found {given!r}; add it")
     kind = given["kind"]
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"modality {m} of {path} has no kind {kind!r}{near_misses(str(kind), KINDS)}")
     settings = {"column": m, **{str(key): value for key, value in given.items() if key != "kind"}}
     return KINDS[kind].build(m, settings)

@@ -98,7 +98,7 @@ def read_pictures(paths: Sequence[Path], most: int | None = None) -> list[Image.
     """Extracted pictures as RGB; the centres of ``most`` equal segments where there are more.
 
     Raises:
-        UserError: none, or a damaged one.
+        UserError: none, a damaged one, or one of more than 8 bits a channel.
     """
     if most is not None and len(paths) > most:
         paths = [paths[i] for i in segment_centres(torch.tensor([len(paths)]), most)[0].tolist()]
@@ -106,6 +106,8 @@ def read_pictures(paths: Sequence[Path], most: int | None = None) -> list[Image.
     for path in paths:
         try:
             with Image.open(path) as picture:
+                if picture.mode[0] in "IF":  # Pillow would clip 16 bits to white
+                    raise UserError(f"{path} must have 8 bits a channel, found mode {picture.mode}; convert it")
                 pictures.append(picture.convert("RGB"))
         except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError):
             raise UserError(f"{path} must be a whole picture, it is damaged; fetch or extract it again") from None

@@ -15,6 +15,7 @@ done, and the next call goes on from there.
 from __future__ import annotations
 
 import abc
+import csv
 import errno
 import fcntl
 import functools
@@ -341,7 +342,13 @@ def prepare(
             raise UserError(f"{error.filename} must be there, it is not; remove {folder} and prepare again") from None
         _refuse(problems, folder / PROBLEMS, strict)
         return Prepared(folder, manifest, problems, 0, 0, time.perf_counter() - started)
-    listing = dataset.listing(source)
+    try:
+        listing = dataset.listing(source)
+    except (OSError, csv.Error) as error:
+        raise UserError(
+            f"{source} must be the folder of {dataset.name} as it is distributed, with lists that can be read, found: "
+            f"{error}; name that folder with --source, or fetch the list again"
+        ) from None
     items = sorted(listing.items, key=lambda item: item.id)
     _check(dataset, items, listing.classes, source)
     try:

@@ -702,6 +702,11 @@ def test_nothing_is_there(tmp_path):
         ("", r"must hold csv and modalities, found neither; docs/own-data\.md"),
         ("- a", "must hold csv and modalities"),
         ("csv: [", "must be YAML, found a mistake"),
+        (
+            "csv: clips.csv\nmodalities: {pose: {kind: npy}, pose: {kind: text}}",
+            "must be YAML, found a mistake: the key pose stands twice; remove one .*line 2",
+        ),
+        ("csv: clips.csv\nmodalities: {pose: {kind: [npy]}, caption: {kind: text}}", r"pose .* no kind \['npy'\]"),
         ("csv: clips.csv\nmodality: {}", r"no key 'modality'; did you mean 'modalities'\?"),
         ("modalities: {}", "csv of .* must be the path of a CSV, found None"),
         ("csv: clips.csv", "must name at least two, each with its kind, found None"),

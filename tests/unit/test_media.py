@@ -315,6 +315,13 @@ def test_pictures_of_other_kinds_become_colour(tmp_path):
     assert [np.asarray(p).tolist() for p in read_pictures(extracted_frames(tmp_path))] == [[[[77] * 3] * 6] * 4] * 2
 
 
+@pytest.mark.parametrize(("values", "name"), [(np.uint16, "a.png"), (np.int32, "a.tif"), (np.float32, "a.tif")])
+def test_pictures_of_more_than_8_bits_are_refused_not_clipped(tmp_path, values, name):
+    Image.fromarray(np.full((4, 6), 300, values)).save(tmp_path / name)
+    with pytest.raises(UserError, match=r"a\.(png|tif) must have 8 bits a channel, found mode [IF].*; convert it$"):
+        read_pictures([tmp_path / name])
+
+
 def test_clips_are_found_once(tmp_path):
     for name in ("x/a.mp4", "y/b.AVI", "c.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

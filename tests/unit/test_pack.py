@@ -1,5 +1,6 @@
 """Packs: what is kept, what survives a kill, what is refused, and what the fingerprint depends on."""
 
+import csv
 import errno
 import fcntl
 import json
@@ -369,6 +370,16 @@ def test_lists_are_checked(source, root):
     with pytest.raises(UserError, match=r"must hold list\.csv and a text file a sample, found no sample"):
         prepare(source, root)
     assert not root.exists()
+
+
+@pytest.mark.parametrize("error", [NotADirectoryError(20, "Not a directory", "x/list.csv"), csv.Error("limit")])
+def test_lists_that_cannot_be_read_are_a_sentence(source, root, monkeypatch, error):
+    def listing(self, source):
+        raise error
+
+    monkeypatch.setattr(Toy, "listing", listing)
+    with pytest.raises(UserError, match=r"must be the folder of toy as it is distributed, .*(x/list\.csv|limit)"):
+        prepare(source, root)
 
 
 def test_a_split_without_samples(tmp_path, root):
