@@ -9,7 +9,8 @@ A pack is a folder ``<data root>/packed/<dataset>/<key>/``:
   the source, so that two machines with the same source get the same one.
 
 It is built under a name of its own and renamed when whole. What is decoded stays decoded: a journal says which rows are
-done, and the next call goes on from there.
+done, and the next call goes on from there, but for rows whose files were touched since. A whole pack is never changed:
+where the source has other samples, lists, names or sizes of files by now, preparing again is refused.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from balancebench_udi.data.base import (
 )
 from balancebench_udi.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, INDEX, PROBLEMS, JOURNAL, LABEL = "manifest.json", "index.csv", "problems.csv", "journal.jsonl", "label.npy"
 _FLUSH_EVERY = 5.0  # seconds of work that a power cut may cost
 _PARTS = ("train", "val", "test")
@@ -160,7 +161,7 @@ class Packed(Dataset):
         if scheme not in pack.index:
             raise UserError(
                 f"split={scheme} needs its lists beside the source when {self.name} is prepared, the pack in "
-                f"{pack.folder} was prepared without; add them and prepare again"
+                f"{pack.folder} was prepared without; add them, remove that folder and prepare again"
             )
         part = pack.index[scheme].to_numpy()
         rows = {name: torch.from_numpy(np.flatnonzero(part == name)) for name in _PARTS}
@@ -327,21 +328,12 @@ def prepare(
         strict: refuse a source of which any sample is missing, unreadable or silent.
 
     Raises:
-        UserError: a source that cannot be listed or of which nothing can be read, no room, another process at it, or
-            problems where ``strict``.
+        UserError: a source that cannot be listed or of which nothing can be read, a whole pack of another source, no
+            room, another process at it, or problems where ``strict``.
     """
     started = time.perf_counter()
     folder = dataset.folder(root)
     partial = folder.with_name(folder.name + ".partial")
-    if folder.exists():
-        shutil.rmtree(partial, ignore_errors=True)  # of a process that died after its last step but one
-        try:
-            manifest = read_manifest(folder)
-            problems = pd.read_csv(folder / PROBLEMS, dtype={"id": str, "problem": str}, keep_default_na=False)
-        except FileNotFoundError as error:
-            raise UserError(f"{error.filename} must be there, it is not; remove {folder} and prepare again") from None
-        _refuse(problems, folder / PROBLEMS, strict)
-        return Prepared(folder, manifest, problems, 0, 0, time.perf_counter() - started)
     try:
         listing = dataset.listing(source)
     except (OSError, csv.Error) as error:
@@ -351,6 +343,11 @@ def prepare(
         ) from None
     items = sorted(listing.items, key=lambda item: item.id)
     _check(dataset, items, listing.classes, source)
+    if folder.exists():
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that died after its last step but one
+        manifest, problems = _reopen(dataset, listing, source, folder)
+        _refuse(problems, folder / PROBLEMS, strict)
+        return Prepared(folder, manifest, problems, 0, 0, time.perf_counter() - started)
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with _alone(partial):
@@ -368,6 +365,42 @@ def prepare(
     return Prepared(
         folder, manifest, builder.problems, len(items) - len(done), len(done), time.perf_counter() - started
     )
+
+
+def _reopen(dataset: Packed, listing: Listing, source: Path, folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Manifest and problems of a whole pack, if it is one of this source."""
+    try:
+        manifest = read_manifest(folder)
+        problems = pd.read_csv(folder / PROBLEMS, dtype={"id": str, "problem": str}, keep_default_na=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} must be there, it is not; remove {folder} and prepare again") from None
+    now = {"version": dataset.version, "options": dataset.prepared_options(), "source": _digest(listing)}
+    if json.loads(json.dumps(now)) != {name: manifest[name] for name in now}:
+        raise UserError(
+            f"{folder} must be the pack of {source} as it is now, it was made before samples, lists or the size of a "
+            "file there changed, or of another folder; remove it to prepare again, or prepare elsewhere (--data-root)"
+        )
+    return manifest, problems
+
+
+def _digest(listing: Listing) -> str:
+    """Hash of classes, samples, names and sizes of their files, and what is missing, wherever the source lies."""
+    samples = [
+        [i.id, i.label, dict(i.columns), i.detail, [[p.name, *_stamp(p)[:1]] for p in i.files]]
+        for i in sorted(listing.items, key=lambda item: item.id)
+    ]
+    return fingerprint(
+        {"classes": listing.classes, "samples": samples, "missing": sorted(p.id for p in listing.problems)}
+    )
+
+
+def _stamp(path: Path) -> list[int]:
+    """Bytes of a file, and when it was written and put in its place, ns; empty where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return []
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
 def _refuse(problems: pd.DataFrame, path: Path, strict: bool) -> None:
@@ -412,7 +445,7 @@ def _allocate(path: Path, rows: int, stored: Stored) -> np.memmap:
     need, free = rows * stored.nbytes, shutil.disk_usage(path.parent).free
     if need > free:
         raise UserError(
-            f"{path.parent} must have room for {need / 1e9:.1f} GB of {path.stem}, found {free / 1e9:.1f} GB free; "
+            f"{path.parent} must have room for {-(-need // 10**6):,} MB of {path.stem}, found {free // 10**6:,} MB; "
             "free some, choose another --data-root, or store less"
         )
     array = np.lib.format.open_memmap(path, "w+", stored.dtype, (rows, *stored.shape))
@@ -431,6 +464,7 @@ class _Builder:
         self.listing = listing
         self.folder = folder
         self.stored = dict(dataset.stored())
+        self.source = _digest(listing)
         self.entries: dict[int, dict[str, Any]] = {}  # row -> what the journal says of it
 
     @functools.cached_property
@@ -451,7 +485,8 @@ class _Builder:
                     entry = json.loads(line)
                 except json.JSONDecodeError:  # the last line of a process that died
                     break
-                if entry["problem"] is None and not entry["remarks"]:  # else the file may have been replaced
+                stamps = [_stamp(path) for path in self.items[entry["row"]].files]
+                if entry["problem"] is None and not entry["remarks"] and entry["stamps"] == stamps:
                     self.entries[entry["row"]] = entry
             arrays = {m: np.load(self.folder / f"{m}.npy", mmap_mode="r+") for m in self.stored}
             self._rewrite(journal)
@@ -506,7 +541,8 @@ class _Builder:
     def _one(self, row: int) -> dict[str, Any]:
         """Decode one row; what the journal will say of it."""
         item = self.items[row]
-        entry: dict[str, Any] = {"row": row, "files": [], "remarks": [], "problem": None}
+        stamps = [_stamp(path) for path in item.files]  # before they are read: a file replaced now is read again
+        entry: dict[str, Any] = {"row": row, "files": [], "stamps": stamps, "remarks": [], "problem": None}
         try:
             for path in item.files:
                 with path.open("rb") as handle:
@@ -579,6 +615,7 @@ class _Builder:
             "stored": {m: {"shape": list(s.shape), "dtype": s.dtype} for m, s in self.stored.items()},
             "bytes": {name: (whole / name).stat().st_size for name in files},
             "fingerprint": self._fingerprint(),
+            "source": self.source,
             "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
         }
         (whole / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")

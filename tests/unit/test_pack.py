@@ -318,7 +318,8 @@ def test_strict_refuses_and_goes_on_when_the_files_are_replaced(tmp_path, root):
         prepare(source, root, strict=True)
     assert "\n" not in str(caught.value)
     assert not Toy().folder(root).exists()
-    write(source)
+    for number in (2, 5):
+        (source / f"s{number:03d}.txt").write_text(str(number))
     made = prepare(source, root, strict=True)
     assert (made.decoded, made.resumed) == (2, 6)
     assert contents(made.folder) == contents(prepare(write(tmp_path / "b"), root / "b").folder)
@@ -504,6 +505,64 @@ def test_a_half_written_line_is_gone_when_it_goes_on(source, root):
     assert prepare(source, root).resumed == 6
 
 
+def replace(path, text, how):
+    """Put other bytes in the place of a file, as many and as old as before where ``how`` says so."""
+    before = path.stat()
+    fresh = path.with_suffix(".fresh")
+    fresh.write_text(text)
+    os.replace(fresh, path)
+    if how == "restored":  # as unpacking an archive does
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size == before.st_size) == (how != "longer")
+
+
+@pytest.mark.parametrize(("how", "text"), [("longer", "70"), ("touched", "7"), ("restored", "7")])
+def test_a_file_replaced_before_it_goes_on_is_read_again(source, root, how, text):
+    interrupt(source, root)
+    replace(source / "s001.txt", text, how)
+    made = prepare(source, root)
+    assert (made.resumed, made.decoded) == (4, 4)
+    assert np.load(made.folder / "wide.npy")[1, 0] == 2 * int(text)
+    again = write(root.parent / "again", {1: text})
+    assert made.manifest["fingerprint"] == prepare(again, root / "b").manifest["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    "change", ["a class", "a list", "a new sample", "a missing one", "a size", "another folder", "the reader's version"]
+)
+def test_a_whole_pack_of_another_source_is_not_taken_for_this_one(source, root, change, monkeypatch):
+    made = prepare(source, root)
+    before, lines = contents(made.folder), (source / "list.csv").read_text()
+    if change == "a class":
+        (source / "list.csv").write_text(lines.replace("s007,dog", "s007,cat"))
+    elif change == "a list":
+        (source / "list.csv").write_text(lines.replace("s005,dog,train", "s005,dog,val"))
+    elif change == "a new sample":
+        write(source, shares=[*SHARES, "test"])
+    elif change == "a missing one":
+        (source / "list.csv").write_text(lines + "s008,cat,train\n")
+    elif change == "a size":
+        (source / "s003.txt").write_text("33")
+    elif change == "another folder":
+        source = write(root.parent / "other", {0: "100"})
+    else:
+        monkeypatch.setattr(Toy, "version", 2)
+        monkeypatch.setattr(Toy, "key", lambda self: made.folder.name)
+    with pytest.raises(
+        UserError, match=rf"{made.folder} must be the pack of .* as it is now, .*; remove it to prepare"
+    ):
+        prepare(source, root)
+    assert contents(made.folder) == before
+    shutil.rmtree(made.folder)
+    assert prepare(source, root).manifest["source"] != made.manifest["source"] or change == "the reader's version"
+
+
+def test_the_same_source_elsewhere_is_already_prepared(source, root, tmp_path):
+    made = prepare(source, root)
+    again = prepare(write(tmp_path / "elsewhere", order=range(7, -1, -1)), root)
+    assert (again.decoded, again.resumed, again.manifest) == (0, 0, made.manifest)
+
+
 @pytest.mark.parametrize("change", ["list", "version of what is stored", "other source"])
 def test_a_journal_of_something_else_is_not_used(source, root, tmp_path, change, monkeypatch):
     interrupt(source, root)
@@ -582,10 +641,17 @@ def test_a_file_system_without_links(source, root, monkeypatch):
 
 
 def test_another_process_finished_in_the_meantime(source, root, monkeypatch):
-    dataset = Toy()
-    dataset.listing = lambda folder: (prepare(source, root), Toy.listing(dataset, folder))[1]
+    alone = module._alone
+
+    def late(partial):
+        monkeypatch.undo()
+        prepare(source, root)
+        partial.mkdir()
+        return alone(partial)
+
+    monkeypatch.setattr(module, "_alone", late)
     with pytest.raises(UserError, match="another has just built it; use that"):
-        prepare(source, root, dataset)
+        prepare(source, root)
     assert set(calls(source).values()) == {1}
     only_the_pack(prepare(source, root))
 
@@ -613,7 +679,7 @@ def one_sentence(error):
 def test_too_little_room_is_said_at_once(source, root, monkeypatch):
     usage = shutil.disk_usage(source)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=100))
-    with pytest.raises(UserError, match=r"must have room for 0\.0 GB of wide, found 0\.0 GB free; free some") as caught:
+    with pytest.raises(UserError, match=r"must have room for 1 MB of wide, found 0 MB; free some") as caught:
         prepare(source, root)
     one_sentence(caught)
     assert not calls(source)
@@ -729,8 +795,8 @@ def test_a_pack_of_the_right_size_that_is_no_pack(source, root, name):
     [
         (b'{"format": 1,', "must be JSON, it is damaged"),
         (b"\xff\xfe{", "must be JSON, it is damaged"),
-        (b"[]", "must have format 1, found None"),
-        (b'{"format": 7}', "must have format 1, found 7"),
+        (b"[]", "must have format 2, found None"),
+        (b'{"format": 7}', "must have format 2, found 7"),
     ],
 )
 def test_a_manifest_that_is_none(source, root, content, message):
