@@ -1,9 +1,21 @@
-"""A protocol: a named, versioned preset of everything that is not the method and not the seed, kept as YAML."""
+"""A protocol: a named, versioned preset of everything that is not the method and not the seed, kept as YAML.
+
+Options of methods belong to it where a paper sets them. ``methods`` has those of every dataset, ``methods_on`` those of
+one, which come over them::
+
+    methods:
+      pmr: {alpha: 1.0, window: [0.0, 0.6]}
+    methods_on:
+      cremad:
+        pmr: {alpha: 2.0}  # on cremad, where the window stays [0, 0.6]
+
+Options of the command line come over both.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +53,7 @@ class Protocol:
         run, optimizer, schedule: see :class:`RunOptions`, :class:`~spec.Optimizer`, :class:`~spec.Schedule`.
         encoders: modality -> {"name": ..., options}; modalities not named get their dataset's default.
         datasets, methods: name -> options that this protocol sets.
+        methods_on: dataset -> method -> options that it sets on this dataset alone, over those of ``methods``.
         published: rows shown beside ours: label, accuracy in percent, source, protocol; never part of a mean.
     """
 
@@ -53,10 +66,23 @@ class Protocol:
     encoders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     datasets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    methods_on: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     published: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
 
+    def options_on(self, dataset: str) -> dict[str, dict[str, Any]]:
+        """Method -> options that this protocol sets for it on ``dataset``."""
+        here = self.methods_on.get(dataset, {})
+        return {m: {**self.methods.get(m, {}), **here.get(m, {})} for m in (*self.methods, *here)}
 
-SECTIONS = ("version", "about", "run", "optimizer", "schedule", "encoders", "datasets", "methods", "published")
+
+OPTIONS = (dict, "options with values")
+OWNED: dict[str, tuple[type, str]] = {
+    **dict.fromkeys(("encoders", "datasets", "methods"), OPTIONS),
+    "methods_on": (dict, "methods with options"),
+    "published": (list, "a list of rows"),
+}
+"""Section of names -> what each of them must hold."""
+SECTIONS = ("version", "about", "run", "optimizer", "schedule", *OWNED)
 
 
 def load_protocol(name: str, folder: Path, overrides: Mapping[str, Mapping[str, Any]]) -> Protocol:
@@ -87,18 +113,19 @@ def load_protocol(name: str, folder: Path, overrides: Mapping[str, Mapping[str, 
     version = values.get("version", 1)
     if type(version) is not int:
         raise UserError(f"the version of {path} must be a whole number, found {version!r}")
-    for section, kind in (("encoders", dict), ("datasets", dict), ("methods", dict), ("published", list)):
+    for section, holds in OWNED.items():
         for owner, given in (values.get(section) or {}).items():
-            if not isinstance(given, kind):
-                what = "a list of rows" if kind is list else "options with values"
-                raise UserError(f"{section}.{owner} of {path} must hold {what}, found {given!r}")
+            _check_kind(f"{section}.{owner} of {path}", given, *holds)
+            if section == "methods_on":
+                for method, options in given.items():
+                    _check_kind(f"{section}.{owner}.{method} of {path}", options, *OPTIONS)
 
     def parts(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         sections: dict[str, type[Options]] = {"run": RunOptions, "optimizer": Optimizer, "schedule": Schedule}
         return {s: c.build(s, {**(values.get(s) or {}), **changes.get(s, {})}) for s, c in sections.items()}
 
     wanted = parts(overrides)
-    rest: dict[str, Any] = {s: values.get(s) or {} for s in ("encoders", "datasets", "methods", "published")}
+    rest: dict[str, Any] = {s: values.get(s) or {} for s in OWNED}
     return Protocol(
         name=path.stem if _named(wanted) == _named(parts({})) else f"{path.stem}+",
         version=version,
@@ -108,6 +135,34 @@ def load_protocol(name: str, folder: Path, overrides: Mapping[str, Mapping[str, 
     )
 
 
+def _check_kind(owner: str, given: Any, kind: type, what: str) -> None:
+    if not isinstance(given, kind):
+        raise UserError(f"{owner} must hold {what}, found {given!r}")
+
+
 def _named(parts: Mapping[str, Any]) -> dict[str, Any]:
     """What a protocol's name stands for: evaluating test more often changes nothing, precision is told beside it."""
     return {**parts, "run": dataclasses.replace(parts["run"], test_each_epoch=False, precision="auto")}
+
+
+def check_names(protocol: Protocol, methods: Collection[str], datasets: Collection[str]) -> None:
+    """Refuse a protocol that names a method or a dataset that is not here: its options would be passed over in silence.
+
+    Args:
+        methods, datasets: the names that are here.
+
+    Raises:
+        UserError: such a name, with near misses.
+    """
+    asked = [("datasets", "dataset", name) for name in protocol.datasets]
+    asked += [("methods", "method", name) for name in protocol.methods]
+    for dataset, given in protocol.methods_on.items():
+        asked += [("methods_on", "dataset", dataset)]
+        asked += [(f"methods_on.{dataset}", "method", name) for name in given]
+    for section, kind, name in asked:
+        known = datasets if kind == "dataset" else methods
+        if name not in known:
+            raise UserError(
+                f"a {kind} in {section} of protocol {protocol.name} must be one that is here, found {name!r}"
+                f"{near_misses(str(name), known)}"
+            )

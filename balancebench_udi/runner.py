@@ -128,9 +128,10 @@ def plan(
             described[m] = encoder_options(wanted.pop("name"), modality.kind, wanted)
         except UserError as error:
             raise UserError(f"modality {m}: {error}") from None
+    preset = protocol.options_on(dataset.name)
     jobs = []
     for name, method in methods.items():
-        chosen = method.Options.build(name, {**protocol.methods.get(name, {}), **options.get(name, {})})
+        chosen = method.Options.build(name, {**preset.get(name, {}), **options.get(name, {})})
         method.check(chosen, list(bundle.modalities), fusion.additive)
         jobs += [
             Job(

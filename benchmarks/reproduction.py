@@ -92,7 +92,7 @@ def _wanted(
         "dataset_version": data.version,
         "dataset_options": _options(data, dataset, protocol.datasets, settings),
         "method_version": rule.version,
-        "method_options": _options(rule, method, protocol.methods, settings),
+        "method_options": _options(rule, method, protocol.options_on(dataset), settings),
         "fusion": protocol.run.fusion,
         "optimizer": protocol.optimizer.as_dict(),
         "schedule": protocol.schedule.as_dict(),

@@ -28,7 +28,7 @@ import registry
 from balancebench_udi.catalogue import Catalogue
 from balancebench_udi.data.base import Dataset
 from balancebench_udi.errors import UserError, near_misses
-from balancebench_udi.protocol import Protocol, load_protocol
+from balancebench_udi.protocol import Protocol, check_names, load_protocol
 from balancebench_udi.runner import Job, Outcome, estimate, plan, resolve_precision, run_all
 from balancebench_udi.spec import canonical
 from balancebench_udi.store import Store
@@ -139,6 +139,7 @@ def make_plan(given: argparse.Namespace) -> tuple[list[Job], Store, torch.device
     methods = {name: registry.methods.get(name) for name in names}
     settings = parse_settings(given.set, [*names, given.dataset])
     protocol = load_protocol(given.protocol, PROTOCOLS, run_overrides(given, settings))
+    check_names(protocol, registry.methods.names(), registry.datasets.names())
     if given.select == "best_test" and not protocol.run.test_each_epoch:
         raise UserError("--select best_test needs runs that evaluate test every epoch: add --test-each-epoch")
     dataset_class = registry.datasets.get(given.dataset)

@@ -15,7 +15,7 @@ import yaml
 import registry
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.nets.encoders import ENCODERS, encoder_options
-from balancebench_udi.protocol import Protocol, load_protocol
+from balancebench_udi.protocol import Protocol, check_names, load_protocol
 from balancebench_udi.report.comparison import RULES
 from balancebench_udi.report.published import load_published
 from balancebench_udi.report.tidy import COSTS, DERIVED, SCORES
@@ -324,10 +324,12 @@ def wanted(row: Row, column: Column, select: str) -> Wanted:
     given = namespace(column, [row], select)
     settings = parse_settings(given.set, [row.method, column.dataset])
     protocol = load_protocol(given.protocol, PROTOCOLS, run_overrides(given, settings))
+    check_names(protocol, registry.methods.names(), registry.datasets.names())
     method, dataset = registry.methods.get(row.method), registry.datasets.get(column.dataset)
+    preset = protocol.options_on(column.dataset)
     chosen, data = (
         cls.Options.build(name, {**where.get(name, {}), **settings.get(name, {})}).as_dict()
-        for cls, name, where in ((method, row.method, protocol.methods), (dataset, column.dataset, protocol.datasets))
+        for cls, name, where in ((method, row.method, preset), (dataset, column.dataset, protocol.datasets))
     )
     if column.encoders and not protocol.name.endswith("+"):
         protocol = dataclasses.replace(protocol, name=f"{protocol.name}+")
