@@ -18,6 +18,8 @@ from balancebench_udi.store import Store
 HERE = Path(__file__).resolve().parent
 PROTOCOLS = HERE / "protocols"
 PUBLISHED = HERE / "published.yaml"
+ALONE = ("unimodal", "ensemble")
+"""The methods that train every modality alone, in order of preference."""
 M_MMAP_THRESHOLD = -3
 """Of mallopt, in glibc's malloc.h."""
 

@@ -2,6 +2,7 @@
 """Write the records of a results folder as one tidy table: one row a run and reading, one column a number.
 
     python benchmarks/records.py --dataset cgmnist,mosi --to runs.csv
+    python benchmarks/records.py --dataset cgmnist --method udi --samples --to samples.parquet     # a row a test sample
 
 The columns are those of balancebench_udi.report.tidy. Only existing records are read; nothing is trained.
 """
@@ -10,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 HERE = Path(__file__).resolve().parent
 if str(HERE.parent) not in sys.path:  # a plain checkout, called from anywhere
@@ -22,9 +24,9 @@ from tqdm import tqdm
 
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.report.comparison import RULES
-from balancebench_udi.report.tidy import frame
+from balancebench_udi.report.tidy import SAMPLE, frame, samples, trained_alone
 from balancebench_udi.store import Store, read_record
-from benchmarks.command import Parser, default_out, guarded, short, words
+from benchmarks.command import ALONE, Parser, default_out, guarded, short, words
 
 
 def parser() -> Parser:
@@ -35,6 +37,11 @@ def parser() -> Parser:
     p.add_argument("--method", help="names, separated by commas (default: every method with records)")
     p.add_argument(
         "--select", default="best_val", choices=(*RULES, "all"), help="which epoch is read (default: best_val)"
+    )
+    p.add_argument(
+        "--samples",
+        action="store_true",
+        help="one row a run, reading and test sample instead: target, prediction, right, Shapley contributions",
     )
     p.add_argument("--out", type=Path, help="results folder (default: results in this checkout, else in this folder)")
     return p
@@ -51,15 +58,30 @@ def run(given: argparse.Namespace) -> int:
     store = Store(given.out if given.out is not None else default_out())
     paths = record_paths(store, given.dataset, given.method)
     select = None if given.select == "all" else given.select
-    table = frame(map(read_record, tqdm(paths, unit="record", delay=1.0)), select)
-    if table.empty:
+    tables: Iterable[pd.DataFrame]
+    if given.samples:
+        kept, columns = sampled(paths, select)
+        runs, made = len(kept), map(read_record, tqdm(kept, unit="record", delay=1.0))
+        tables = (samples(record, select).reindex(columns=columns) for record in made)
+    else:
+        beside = {path.parents[1] for path in paths}
+        apart = [path for path in store.record_paths() if path.parents[1] in beside and path.parent.name in ALONE]
+        alone = trained_alone(map(read_record, apart), ALONE)
+        table = frame(map(read_record, tqdm(paths, unit="record", delay=1.0)), select, alone)
+        runs, columns, tables = table["key"].nunique(), list(table.columns), [table]
+    if not runs:
         raise UserError(
             f"the table needs runs that were evaluated for {given.select}, found none among {len(paths)}: "
             "train them with --test-each-epoch, or name another --select"
         )
-    content = encode(table, given.to.suffix)
-    store.replace(given.to, lambda handle: handle.write(content))
-    print(f"{len(table)} rows of {table['key'].nunique()} runs, {table.shape[1]} columns; written: {short(given.to)}")
+    rows = 0
+
+    def write(handle: BinaryIO) -> None:
+        nonlocal rows
+        rows = save(tables, handle, given.to.suffix)
+
+    store.replace(given.to, write)
+    print(f"{rows} rows of {runs} runs, {len(columns)} columns; written: {short(given.to)}")
     return 0
 
 
@@ -106,11 +128,38 @@ def record_paths(store: Store, datasets: str | None, methods: str | None) -> lis
     return paths
 
 
-def encode(table: pd.DataFrame, suffix: str) -> bytes:
-    """The file's bytes; equal tables, equal bytes."""
-    if suffix == ".parquet":
-        return table.to_parquet(engine="pyarrow", index=False)
-    return table.to_csv(index=False, lineterminator="\n").encode()
+def sampled(paths: Sequence[Path], select: str | None) -> tuple[list[Path], list[str]]:
+    """The records that have the reading, and the columns of their samples."""
+    kept: list[Path] = []
+    modalities: dict[str, None] = {}
+    for path in paths:
+        result = read_record(path)["result"]
+        if select is None or select in result["readings"]:
+            kept.append(path)
+            modalities |= dict.fromkeys(result["modalities"])
+    return kept, [*SAMPLE, *(f"shapley/{m}" for m in modalities)]
+
+
+def save(tables: Iterable[pd.DataFrame], handle: BinaryIO, suffix: str) -> int:
+    """Write tables of the same columns below each other; equal tables, equal bytes. Returns the number of rows."""
+    rows = 0
+    if suffix == ".csv":
+        for table in tables:
+            table.to_csv(handle, header=not rows, index=False, lineterminator="\n")
+            rows += len(table)
+        return rows
+    import pyarrow
+    import pyarrow.parquet
+
+    writer = None
+    for table in tables:
+        content = pyarrow.Table.from_pandas(table, preserve_index=False)
+        writer = writer or pyarrow.parquet.ParquetWriter(handle, content.schema)
+        writer.write_table(content)
+        rows += len(table)
+    if writer is not None:
+        writer.close()
+    return rows
 
 
 if __name__ == "__main__":

@@ -30,12 +30,12 @@ from balancebench_udi.report.page import FIGURED, FIGURES, Figures, MethodFacts,
 from balancebench_udi.report.published import Claim, load_published
 from balancebench_udi.spec import RunSpec
 from balancebench_udi.store import Store
-from benchmarks.command import PROTOCOLS, PUBLISHED, Parser, default_out, guarded, short, words
+from benchmarks.command import ALONE, PROTOCOLS, PUBLISHED, Parser, default_out, guarded, short, words
 
 REFERENCE = "joint"
 """The method against which gains and costs are given."""
 
-ROLES = Roles(REFERENCE, alone=("unimodal", "ensemble"), single=("unimodal",))
+ROLES = Roles(REFERENCE, alone=ALONE, single=("unimodal",))
 
 
 def parser() -> Parser:
@@ -136,12 +136,15 @@ def records(store: Store, datasets: str | None) -> Iterator[Mapping[str, Any]]:
 
 
 def protocol_options(spec: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    """Method -> options that the protocol of a run sets; none where that protocol, in that version, is not here."""
+    """Method -> options that the protocol of a run sets on its dataset.
+
+    None where that protocol, in that version, is not here.
+    """
     name = spec["protocol"].removesuffix("+")
     if not (PROTOCOLS / f"{name}.yaml").is_file():
         return {}
     protocol = load_protocol(name, PROTOCOLS, {})
-    return protocol.methods if protocol.version == spec["protocol_version"] else {}
+    return protocol.options_on(spec.get("dataset", "")) if protocol.version == spec["protocol_version"] else {}
 
 
 def method_facts() -> dict[str, MethodFacts]:

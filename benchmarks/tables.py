@@ -38,6 +38,7 @@ from balancebench_udi.report.published import Claim, load_published
 from balancebench_udi.runner import Job, run_all
 from balancebench_udi.store import Store, read_record
 from benchmarks.command import (
+    ALONE,
     PROTOCOLS,
     PUBLISHED,
     Parser,
@@ -273,13 +274,15 @@ def make(table: Table, archive: Archive) -> matrix.Matrix:
         runs = 0 if place.wanted is None else count
         cells[place.row.name, place.column.name] = matrix.Cell(place.records, runs, beside, absent)
         found[place.column.name] += place.records
-    _check_modalities(table, found)
+    apart = (r for dataset in {c.dataset for c in table.columns} for m in ALONE for r in archive.of(dataset, m))
+    alone = tidy.trained_alone(apart, ALONE)
+    _check_modalities(table, found, alone)
     rows = {row.name: row.about for row in table.rows}
     columns = {column.name: _about(column, found[column.name]) for column in table.columns}
-    return matrix.build(table.title, rows, columns, cells, table.values, table.select, table.caption)
+    return matrix.build(table.title, rows, columns, cells, table.values, table.select, table.caption, alone)
 
 
-def _check_modalities(table: Table, found: Mapping[str, Sequence[Record]]) -> None:
+def _check_modalities(table: Table, found: Mapping[str, Sequence[Record]], alone: tidy.Alone) -> None:
     """Refuse the value of a modality that no run has, where every column has runs.
 
     A score that no run tells of any modality is none of these methods and stays empty.
@@ -294,7 +297,8 @@ def _check_modalities(table: Table, found: Mapping[str, Sequence[Record]]) -> No
         derived = f"{kind}/" in tidy.DERIVED
         names: set[str] = set()
         for record in everything:
-            told = tidy.rows(record, table.select)[0] if derived else record["result"]["readings"][table.select]["test"]
+            test = record["result"]["readings"][table.select]["test"]
+            told = tidy.rows(record, table.select, alone)[0] if derived else test
             names |= {name for name in told if name.startswith(f"{kind}/")}
             if value in names:
                 break

@@ -67,14 +67,16 @@ def sample_shapley(predictions: Mapping[str, Tensor], target: Tensor, modalities
 
 
 def probe_gap(alone: Mapping[str, float], scores: Mapping[str, float], modalities: Sequence[str]) -> dict[str, float]:
-    """What joint training cost each modality: its accuracy trained alone minus what a probe reads in its encoder here.
+    """What joint training cost each modality: what a probe reads in its encoder trained alone minus what it reads here.
+
+    In [-1, 1]; negative where the encoder has learned more here. Both sides are read by the same kind of classifier: a
+    head of its own that is not trained to the end understates what an encoder has learned.
 
     Args:
-        alone: m -> accuracy of the same encoder trained alone under the same protocol, by its own head; one that is not
-            trained to the end understates it, and the gap may come out negative.
-        scores: of one split, with ``probe/m``; modalities without either are left out.
+        alone: scores, with ``probe/m``, of the same encoders trained alone under the same protocol, on the same split.
+        scores: the same of the model in question; modalities without a probe on either side are left out.
     """
-    return {m: alone[m] - scores[f"probe/{m}"] for m in modalities if m in alone and f"probe/{m}" in scores}
+    return {m: alone[n] - scores[n] for m in modalities if (n := f"probe/{m}") in alone and n in scores}
 
 
 def _single(predictions: Mapping[str, Tensor], m: str) -> Tensor:

@@ -9,11 +9,10 @@ from typing import TypeVar
 import numpy as np
 
 from balancebench_udi.metrics.statistics import Paired, against_best, holm, paired
+from balancebench_udi.report.contest import LEVEL, listed
 
 MARGIN = 0.01
 """The least difference in accuracy that counts, 1 percentage point. Ours."""
-LEVEL = 0.05
-"""The level of the tests. The custom of the field."""
 
 MOST = 3
 """Methods that a sentence names."""
@@ -283,10 +282,10 @@ def _recommendation(reference: str, found: Sequence[Remedy], choice: Choice | No
             told += [f"None of them for accuracy alone: {_rival(choice)}", f"To fuse the modalities, use {use}"]
         rest = [name for name in ties if name != remedy.method]
         if rest and best == remedy.method:
-            told.append(f"{_listed(rest)} cannot be told from it in accuracy.")
+            told.append(f"{listed(rest)} cannot be told from it in accuracy.")
         elif rest:
             others = [name for name in rest if name != best]
-            neither = f"; neither can {_listed(others)}" if others else ""
+            neither = f"; neither can {listed(others)}" if others else ""
             told.append(f"It cannot be told from {best}, the most accurate{neither}.")
     if choice.lead is not None and (remedy is None or choice.fusion_wins):
         told.append(f"{_rival(choice)[0].upper()}{_rival(choice)[1:]}")
@@ -336,7 +335,7 @@ def _recovery(lost: Sequence[Gap], found: Sequence[Remedy]) -> list[str]:
         if helping:
             named = [f"{r.method} (+{r.change[m] * 100:.1f} points, {_times(r.passes)} the passes)" for r in helping]
             rest = [f"{len(named) - MOST} more"] if len(named) > MOST else []
-            told.append(f"Recovered beyond chance, {m}: by {_listed([*named[:MOST], *rest])}.")
+            told.append(f"Recovered beyond chance, {m}: by {listed([*named[:MOST], *rest])}.")
         else:
             told.append(f"Recovered beyond chance, {m}: by none.")
     return told
@@ -358,7 +357,3 @@ def _points(test: Paired) -> str:
 
 def _times(passes: float) -> str:
     return "an unknown multiple of" if np.isnan(passes) else f"{passes:.2f} times"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

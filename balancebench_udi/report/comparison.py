@@ -12,6 +12,7 @@ import pandas as pd
 from balancebench_udi.errors import UserError
 from balancebench_udi.report import rendering
 from balancebench_udi.report.budget import at_budget, budget_curve
+from balancebench_udi.report.contest import CAUTION, MARKED, Contest, contest, finding
 from balancebench_udi.spec import canonical
 from balancebench_udi.store import Store
 
@@ -57,9 +58,13 @@ class Comparison:
         select: the reading: ``last``, ``best_val`` or ``best_test``.
         table: one row a method: its identity, ``n`` and ``wanted`` seeds, mean and ``<name>_sd`` (sample standard
             deviation, NaN for one seed) of every score in [0, 1], costs; NaN where a method lacks a score.
+            ``p_adjusted`` is that of the accuracy's difference from the best method's (NaN for the best itself),
+            ``indistinguishable`` whether the test cannot tell the two apart (None for methods that were not compared).
         published: rows from the literature: label, accuracy in percent or None, source, protocol.
         caption: data, protocol, seeds and selection, a sentence each.
         notes: machines, and what each column means.
+        findings: what the accuracies say, for readers without statistics, a sentence each; none without a contest.
+        contest: the methods compared with the best one; None where there is nothing to test.
         modalities: in the order of fusion.
         reference: the method that costs are relative to; None where it is not in the table.
     """
@@ -70,6 +75,8 @@ class Comparison:
     published: tuple[Mapping[str, Any], ...]
     caption: tuple[str, ...]
     notes: tuple[str, ...]
+    findings: tuple[str, ...]
+    contest: Contest | None
     modalities: tuple[str, ...]
     reference: str | None
 
@@ -125,7 +132,7 @@ def compare(
     figures = pd.DataFrame([_figures(r, select, scores) for group in runs.values() for r in group])
     groups = figures.groupby("method", sort=False)
     mean, sd = groups.mean(), groups[scores].std(ddof=1)
-    rows, untimed = [], []
+    rows, untimed, held = [], [], contest(runs, select)
     for method, group in runs.items():
         spec = group[0]["spec"]
         row: dict[str, Any] = {
@@ -142,6 +149,8 @@ def compare(
         }
         for name in scores:
             row |= {name: mean[name][method], f"{name}_sd": sd[name][method]}
+            if name == "accuracy":
+                row |= _judged(method, held)
         row |= {name: mean[name][method] for name in ("passes", "seconds", "spent")}
         one = mean.loc[reference] if reference else None
         timed = reference is not None and _machines(group) == _machines(runs[reference])
@@ -153,9 +162,11 @@ def compare(
         if one is not None and all("curves" in r["result"] for r in records):
             row |= _at_budgets(group, select, one["passes"])
         rows.append(row)
-    caption, notes = _caption(runs, select, wanted), _notes(runs, select, reference, untimed)
+    caption, notes = _caption(runs, select, wanted, held), _notes(runs, select, reference, untimed)
+    findings = (finding(rows[0]["dataset"], held), CAUTION) if held else ()
     title = f"{rows[0]['dataset']}, protocol {rows[0]['protocol']}"
-    return Comparison(title, select, pd.DataFrame(rows), tuple(published), caption, notes, modalities, reference)
+    table = pd.DataFrame(rows)
+    return Comparison(title, select, table, tuple(published), caption, notes, findings, held, modalities, reference)
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
@@ -173,6 +184,14 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
         paths.append(folder / f"comparison.{suffix}")
         Store(folder).replace(paths[-1], lambda handle: handle.write(rendered(comparison).encode()))
     return paths
+
+
+def _judged(method: str, held: Contest | None) -> dict[str, Any]:
+    """What the contest says of one method."""
+    if held is None or method not in held.means:
+        return {"p_adjusted": float("nan"), "indistinguishable": None}
+    told = held.against
+    return {"p_adjusted": told.p.get(method, float("nan")), "indistinguishable": method in told.indistinguishable}
 
 
 def _check(record: Mapping[str, Any], first: Mapping[str, Any], mates: list[Mapping[str, Any]], select: str) -> None:
@@ -259,7 +278,9 @@ def _machines(group: Sequence[Mapping[str, Any]]) -> set[str]:
     return found
 
 
-def _caption(runs: Mapping[str, Sequence[Mapping[str, Any]]], select: str, wanted: int) -> tuple[str, ...]:
+def _caption(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], select: str, wanted: int, held: Contest | None
+) -> tuple[str, ...]:
     """What was measured and how, from the records."""
     first = next(iter(runs.values()))[0]
     spec, facts, modalities = first["spec"], first["data"]["facts"], first["result"]["modalities"]
@@ -272,6 +293,7 @@ def _caption(runs: Mapping[str, Sequence[Mapping[str, Any]]], select: str, wante
     encoders = ", ".join(f"{m} {_described(spec['encoders'][m])}" for m in modalities)
     seeds = {method: [r["spec"]["seed"] for r in group] for method, group in runs.items()}
     union = sorted({seed for group in seeds.values() for seed in group})
+    among = " among the methods with the most seeds" if held and held.left else ""
     fewer = [f"; {m} has {', '.join(map(str, s))}" for m, s in seeds.items() if s != union]
     return (
         f"Test split of {spec['dataset']} v{spec['dataset_version']} ({'; '.join(parts)}; "
@@ -280,9 +302,10 @@ def _caption(runs: Mapping[str, Sequence[Mapping[str, Any]]], select: str, wante
         f"optimiser {_described(spec['optimizer'])}; learning-rate schedule {_described(spec['schedule'])}; "
         f"{spec['epochs']} epochs a phase; batches of {spec['batch_size']}; {spec['precision']}.",
         f"Accuracies in percent, mean ± sample standard deviation over n of {wanted} seeds "
-        f"({', '.join(map(str, union))}{''.join(fewer)}); in bold the highest mean of a column, "
+        f"({', '.join(map(str, union))}{''.join(fewer)}); in bold the highest mean of a column{among}, "
         "which is no claim of significance.",
         RULES[select],
+        *([MARKED] if held else []),
     )
 
 

@@ -10,30 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from balancebench_udi.errors import UserError
-from balancebench_udi.metrics.predictions import unpack
-from balancebench_udi.metrics.statistics import (
-    Against,
-    against_best,
-    average_ranks,
-    bootstrap_interval,
-    critical_difference,
-    friedman,
-)
+from balancebench_udi.metrics.statistics import average_ranks, bootstrap_interval, critical_difference, friedman
 from balancebench_udi.report import matrix_rendering as rendering
 from balancebench_udi.report import tidy
 from balancebench_udi.report.comparison import RULES, compare
+from balancebench_udi.report.contest import CAUTION, LEVEL, MARKED, Contest, contest, correct, finding, fullest, listed
 from balancebench_udi.report.tidy import COSTS, DERIVED
 from balancebench_udi.store import Store
 
 if TYPE_CHECKING:
     from balancebench_udi.report.published import Claim
 
-LEVEL = 0.05
-"""Of the tests, the custom of the field."""
 MEANINGS = {
     "passes": "passes: million samples through the encoders, forward + 2 × backward, summed over the encoders.",
     "imbalance": "imbalance: mean difference between the modalities' Shapley contributions; 0 is balanced.",
@@ -42,6 +32,8 @@ MEANINGS = {
     "is; lost: some modality is right, the fusion is not; only/m: of the modalities m alone is right, and the fusion.",
     "bayes_distance": "bayes distance: accuracy of the best possible classifier minus that reached, of all modalities "
     "(fused) and of what a probe reads in an encoder.",
+    "probe_gap": "probe gap of a modality: what a linear probe reads in its encoder trained alone (same data, protocol "
+    "and seed) minus what it reads here, in points; above 0 where training together cost the encoder that much.",
 }
 """What a value is, by the part of its name before the slash."""
 FEW_COLUMNS = 3
@@ -107,34 +99,6 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Contest:
-    """The rows of a column that could be compared: those with the most seeds, over the seeds that they share.
-
-    ``left`` are those that have runs of fewer or other seeds, ``lacking`` those that should have runs and have none.
-    """
-
-    seeds: tuple[int, ...]
-    means: Mapping[str, float]
-    against: Against
-    left: tuple[str, ...]
-    lacking: tuple[str, ...]
-
-    @property
-    def close(self) -> list[str]:
-        """The rows that cannot be told from the best, without it."""
-        return [row for row in self.against.indistinguishable if row != self.against.best]
-
-    @property
-    def clear(self) -> list[str]:
-        """The rows that can."""
-        return [row for row in self.means if row not in self.against.indistinguishable]
-
-    def lead(self, rows: Sequence[str]) -> float:
-        """Points between the best row and the best of ``rows``."""
-        return 100 * (self.means[self.against.best] - max(self.means[row] for row in rows))
-
-
-@dataclass(frozen=True)
 class Matrix:
     """A finished table.
 
@@ -194,6 +158,7 @@ def build(
     values: Sequence[str] = ("accuracy",),
     select: str = "best_val",
     caption: Sequence[str] = (),
+    alone: tidy.Alone | None = None,
 ) -> Matrix:
     """Average the records of every cell over their seeds, and compare the rows within every column.
 
@@ -205,6 +170,7 @@ def build(
             as names or patterns such as ``alone/*``, in the order in which a column shows them.
         select: the reading: ``last``, ``best_val`` or ``best_test``.
         caption: sentences that belong to this table.
+        alone: the modalities trained alone, of :func:`~balancebench_udi.report.tidy.trained_alone`, for ``probe_gap``.
 
     Raises:
         UserError: what :func:`~balancebench_udi.report.comparison.compare` refuses within a cell; cells of a column
@@ -216,26 +182,24 @@ def build(
     for column in columns:
         mine = {row: cells[row, column] for row in rows}
         _check(column, mine, select)
-        shown[column] = _shown(values, mine, select)
-        fullest = _fullest(mine)
-        if len(fullest) > 1:
-            contests[column] = _contest(mine, fullest, select)
+        shown[column] = _shown(values, mine, select, alone)
+        runs = {row: cell.records for row, cell in mine.items()}
+        lacking = [row for row, cell in mine.items() if cell.wanted and not cell.records]
+        if found := contest(runs, select, lacking):
+            contests[column] = found
         for value in shown[column]:
-            found = {row: number for row in rows if (number := _number(mine[row], value, select))}
-            for row, number in _judged(found, value, fullest, contests.get(column)).items():
+            told = {row: number for row in rows if (number := _number(mine[row], value, select, alone))}
+            for row, number in _judged(told, value, fullest(runs), contests.get(column)).items():
                 numbers[row, column, value] = number
     beside, sources = _beside(cells, shown)
     scores = _complete(cells, rows, columns, numbers)
     ranked = len(scores) >= FEW_COLUMNS and len(scores.columns) > 1
     ranks = average_ranks(scores) if ranked else pd.Series(dtype=float)
-    findings = [_finding(column, contest) for column, contest in contests.items()]
+    findings = [finding(column, one) for column, one in contests.items()]
     if ranked:
         findings.append(_ranking(scores, ranks, cells))
     if contests:
-        findings.append(
-            "Not to be told from the best is not the same as equal to it; and nothing here says how the rows would "
-            "compare on other data, under other protocols or with longer training."
-        )
+        findings.append(CAUTION)
     notes = [*caption, *_reading(values, select, contests, ranked, bool(sources)), _coverage(cells, rows, columns)]
     notes += [f"{name}: {about}" for name, about in [*columns.items(), *rows.items()] if about]
     return Matrix(
@@ -287,12 +251,12 @@ def _check(column: str, cells: Mapping[str, Cell], select: str) -> None:
                 )
 
 
-def _shown(values: Sequence[str], cells: Mapping[str, Cell], select: str) -> tuple[str, ...]:
+def _shown(values: Sequence[str], cells: Mapping[str, Cell], select: str, alone: tidy.Alone | None) -> tuple[str, ...]:
     """The values of a column, patterns replaced by what its records and its published numbers have."""
     records = [record for cell in cells.values() for record in cell.records]
     order = {m: place for record in records for place, m in enumerate(record["result"]["modalities"])}
     known = {name for record in records for name in record["result"]["readings"][select]["test"]}
-    known |= {name for record in records for name in _beyond(record, select, values)}
+    known |= {name for record in records for name in _beyond(record, select, values, alone)}
     known |= {_value(claim) for cell in cells.values() for claim in cell.claims}
     ordered = sorted(known, key=lambda name: (order.get(name.partition("/")[2], len(order)), name))
     found: dict[str, None] = {}
@@ -302,10 +266,12 @@ def _shown(values: Sequence[str], cells: Mapping[str, Cell], select: str) -> tup
     return tuple(found)
 
 
-def _beyond(record: Mapping[str, Any], select: str, values: Sequence[str]) -> dict[str, float]:
+def _beyond(
+    record: Mapping[str, Any], select: str, values: Sequence[str], alone: tidy.Alone | None
+) -> dict[str, float]:
     """What a record tells beyond its test scores: derived numbers and costs, of the kinds that ``values`` name."""
     kinds = {value.partition("/")[0] for value in values} & {name.rstrip("/") for name in (*DERIVED, *COSTS)}
-    row = tidy.rows(record, select)[0] if kinds else {}
+    row = tidy.rows(record, select, alone)[0] if kinds else {}
     return {k: v for k, v in row.items() if k.partition("/")[0] in kinds and isinstance(v, (int, float))}
 
 
@@ -314,61 +280,32 @@ def _value(claim: Claim) -> str:
     return "accuracy" if claim.modality is None else f"alone/{claim.modality}"
 
 
-def _seeds(cell: Cell) -> set[int]:
-    return {record["spec"]["seed"] for record in cell.records}
-
-
-def _fullest(cells: Mapping[str, Cell]) -> dict[str, tuple[int, ...]]:
-    """The rows with the most seeds, as long as these are the same seeds, and the seeds."""
-    most = max(cells.values(), key=lambda cell: len(cell.records))
-    seeds = _seeds(most)
-    return {row: tuple(sorted(seeds)) for row, cell in cells.items() if seeds and _seeds(cell) == seeds}
-
-
-def _contest(cells: Mapping[str, Cell], rows: Mapping[str, tuple[int, ...]], select: str) -> Contest:
-    right = {row: _correct(cells[row].records, select) for row in rows}
-    means = {row: float(values.mean()) for row, values in right.items()}
-    left = tuple(row for row, cell in cells.items() if cell.records and row not in rows)
-    lacking = tuple(row for row, cell in cells.items() if cell.wanted and not cell.records)
-    return Contest(next(iter(rows.values())), means, against_best(right, LEVEL), left, lacking)
-
-
-def _correct(records: Sequence[Mapping[str, Any]], select: str) -> np.ndarray:
-    """``[S, N]`` whether the fused prediction was right, seeds in rising order."""
-    rows = []
-    for record in sorted(records, key=lambda record: record["spec"]["seed"]):
-        predicted = unpack(record["result"]["readings"][select]["predictions"]["fused"])
-        rows.append((predicted == unpack(record["result"]["test_target"])).numpy())
-    return np.stack(rows)
-
-
-def _number(cell: Cell, value: str, select: str) -> Number | None:
+def _number(cell: Cell, value: str, select: str, alone: tidy.Alone | None) -> Number | None:
     """The mean of one value; None where no run has it."""
     scores = [
-        {**_beyond(record, select, [value]), **record["result"]["readings"][select]["test"]} for record in cell.records
+        {**_beyond(record, select, [value], alone), **record["result"]["readings"][select]["test"]}
+        for record in cell.records
     ]
     found = [mine[value] for mine in scores if value in mine]
     if not found:
         return None
-    low, high = bootstrap_interval(_correct(cell.records, select)) if value == "accuracy" else (math.nan, math.nan)
+    low, high = bootstrap_interval(correct(cell.records, select)) if value == "accuracy" else (math.nan, math.nan)
     sd = statistics.stdev(found) if len(found) > 1 else math.nan
     return Number(statistics.fmean(found), sd, len(found), cell.wanted, low, high)
 
 
-def _judged(
-    numbers: Mapping[str, Number], value: str, fullest: Mapping[str, Any], contest: Contest | None
-) -> dict[str, Number]:
+def _judged(numbers: Mapping[str, Number], value: str, full: Sequence[str], held: Contest | None) -> dict[str, Number]:
     """The numbers of one column and value, with the best ones marked and p where there is one."""
-    rivals = [row for row in numbers if row in fullest]
+    rivals = [row for row in numbers if row in full]
     top = max((numbers[row].mean for row in rivals), default=math.nan)
     judged = {}
     for row, number in numbers.items():
         same = rendering.printed(number.mean, value) == rendering.printed(top, value)
         best = same and row in rivals and len(rivals) > 1 and rendering.higher_is_better(value)
         told: dict[str, Any] = {}
-        if value == "accuracy" and contest is not None:
-            told["p_adjusted"] = contest.against.p.get(row, math.nan)
-            told["indistinguishable"] = row in contest.against.indistinguishable
+        if value == "accuracy" and held is not None:
+            told["p_adjusted"] = held.against.p.get(row, math.nan)
+            told["indistinguishable"] = row in held.against.indistinguishable
         judged[row] = Number(**{**vars(number), "best": best, **told})
     return judged
 
@@ -404,43 +341,12 @@ def _complete(
     return pd.DataFrame({row: [numbers[row, c, "accuracy"].mean for c in full] for row in kept}, index=full)
 
 
-def _finding(column: str, contest: Contest) -> str:
-    """What one column says."""
-    best, close, clear = contest.against.best, contest.close, contest.clear
-    means = contest.means
-    head = f"On {column}, {best} has the highest mean ({100 * means[best]:.1f} %)"
-    once = len(contest.seeds) == 1
-    at = "in this one run of each" if once else f"at these {len(contest.seeds)} seeds"
-    if not close:
-        second = max(clear, key=lambda row: means[row])
-        lead = f"its lead over {second} ({contest.lead(clear):.1f} points)"
-        end = f"{lead}, the next, is larger than chance explains {at}"
-    elif not clear:
-        none = f"{close[0]} cannot be told from it" if len(close) == 1 else "no row can be told from it"
-        end = f"{none} {at}: chance alone explains a lead such as that over {_next(contest)}"
-    else:
-        names = _listed(close) if len(close) <= 3 else f"{len(close)} rows"
-        behind = clear[0] if len(clear) == 1 else f"the {len(clear)} other rows"
-        least = "" if len(clear) == 1 else "at least "
-        lead = f"its lead over {behind} ({least}{contest.lead(clear):.1f} points)"
-        end = f"{names} cannot be told from it {at}; {lead} is larger than chance explains"
-    once_more = "; training again may change it" if once else ""
-    left = f" Not compared, with fewer or other seeds: {_listed(contest.left)}." if contest.left else ""
-    lacking = f" Without runs so far: {_listed(contest.lacking)}." if contest.lacking else ""
-    return f"{head}; {end}{once_more}.{left}{lacking}"
-
-
-def _next(contest: Contest) -> str:
-    second = max(contest.close, key=lambda row: contest.means[row])
-    return f"{second} ({contest.lead(contest.close):.1f} points)"
-
-
 def _ranking(scores: pd.DataFrame, ranks: pd.Series, cells: Mapping[tuple[str, str], Cell]) -> str:
     """Average ranks in a sentence, with their test where the columns are different datasets."""
     lowest = ranks.min()
     first = [str(row) for row, rank in ranks.items() if rank == lowest]
     text = (
-        f"Over the {len(scores)} complete columns {_listed(first)} {'has' if len(first) == 1 else 'have'} the lowest "
+        f"Over the {len(scores)} complete columns {listed(first)} {'has' if len(first) == 1 else 'have'} the lowest "
         f"average rank ({lowest:.1f} of {len(ranks)})"
     )
     datasets = {next(cells[row, c].records[0]["spec"]["dataset"] for row in scores.columns) for c in scores.index}
@@ -467,10 +373,7 @@ def _reading(
         RULES[select],
     ]
     if contests:
-        lines.append(
-            "†: cannot be told from the best row of the column (paired test over seeds and samples, Holm's adjustment "
-            "within the column, 5 %); rows with fewer or other seeds are not compared."
-        )
+        lines.append(MARKED)
     lines += [text for name, text in MEANINGS.items() if any(v.partition("/")[0] == name for v in values)]
     if ranked:
         lines.append("rank: average over the complete columns of the rank by mean accuracy; 1 is best.")
@@ -485,15 +388,11 @@ def _coverage(cells: Mapping[tuple[str, str], Cell], rows: Mapping[str, str], co
     text = f"{sum(len(cell.records) for cell in cells.values())} of {wanted} runs exist"
     empty = [c for c in columns if not any(cells[row, c].records for row in rows)]
     if empty:
-        text += f"; no run on {_listed(empty)}"
+        text += f"; no run on {listed(empty)}"
     foreign = [row for row in rows if not any(cells[row, c].wanted for c in columns)]
     if foreign:
-        text += f"; not implemented here: {_listed(foreign)}"
+        text += f"; not implemented here: {listed(foreign)}"
     return f"{text}."
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _share(percent: float | None) -> float:

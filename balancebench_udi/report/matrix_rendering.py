@@ -6,16 +6,13 @@ import html as escaping
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from balancebench_udi.report.rendering import TEX
+from balancebench_udi.report.rendering import LATEX, MARKDOWN, TERMINAL, TEX, WIDTH, Style, bullets
 
 if TYPE_CHECKING:
     from balancebench_udi.report.matrix import Matrix
 
-WIDTH = 100
-"""Of a terminal."""
 ABOVE_100 = ("accuracy", "macro_f1", "top5", "share", "masked", "alone", "probe")
 """Scores of which more is better, by the part of their name before the slash; all in percent."""
 PLAIN = ("loss", "val_loss", "imbalance_relative", "cka", "discrepancy")
@@ -50,31 +47,15 @@ def printed(number: float, value: str) -> str:
     return f"{100 * number:z.1f}"
 
 
-@dataclass(frozen=True)
-class _Style:
-    """How a rendering marks things; ``counted``: whether every cell says how many runs it has."""
-
-    bold: str = "{}"
-    close: str = " †"
-    plus_minus: str = " ± "
-    claim: str = "{value} [{source}]"
-    counted: bool = True
+HTML = Style(bold="<strong>{}</strong>", claim="<em>{value}</em> [{source}]")
 
 
-TERMINAL = _Style(bold="*{}", claim="[{value}]", counted=False)
-MARKDOWN = _Style(bold="**{}**", claim="_{value}_ [{source}]")
-LATEX = _Style(
-    bold=r"\textbf{{{}}}", close=r"$^\dagger$", plus_minus=r" $\pm$ ", claim=r"\textit{{{value}}} [{source}]"
-)
-HTML = _Style(bold="<strong>{}</strong>", claim="<em>{value}</em> [{source}]")
-
-
-def _cell(matrix: Matrix, row: str, column: str, value: str, style: _Style) -> str:
+def _cell(matrix: Matrix, row: str, column: str, value: str, style: Style) -> str:
     """Our mean, and what was published."""
     parts = []
     number = matrix.numbers.get((row, column, value))
     if number is not None:
-        mean = printed(number.mean, value)
+        mean = style.signed(printed(number.mean, value))
         text = style.bold.format(mean) if number.best else mean
         if not math.isnan(number.sd) and value not in COUNTS:
             text += style.plus_minus + printed(number.sd, value)
@@ -131,9 +112,7 @@ def text(matrix: Matrix) -> str:
     if matrix.beside:
         legend += "; [published, under its own protocol]"
     lines += ["", *textwrap.wrap(legend, WIDTH)]
-    for sentence in matrix.findings:
-        lines += textwrap.wrap(sentence, WIDTH, initial_indent="- ", subsequent_indent="  ")
-    return "\n".join(lines)
+    return "\n".join(lines + bullets(matrix.findings))
 
 
 def _blocks(grid: Sequence[list[str]], room: int) -> Iterator[list[list[str]]]:
@@ -203,14 +182,15 @@ def latex(matrix: Matrix) -> str:
     heads.append(" & ".join(["", *(name.translate(TEX) for name in names), *rank]) + r" \\")
     body = []
     for row in matrix.rows:
-        cells = [_tex_cell(matrix, row, column, value) for column, value in _places(matrix)]
+        cells = [_cell(matrix, row, column, value, LATEX) for column, value in _places(matrix)]
         body.append(" & ".join([row.translate(TEX), *cells, *([_rank(matrix, row)] if rank else [])]) + r" \\")
+    said = " ".join([f"{matrix.title}.", *matrix.findings])
     notes = [*matrix.notes, *(f"[{n}] {text}" for n, text in enumerate(matrix.sources, 1))]
     lines = [
         r"% needs \usepackage{booktabs,graphicx}",
         r"\begin{table}[t]",
         r"\centering",
-        rf"\caption[{_tex(matrix.title)}]{{{_tex(' '.join([f'{matrix.title}.', *matrix.findings]))}}}",
+        rf"\caption[{matrix.title.translate(TEX)}]{{{said.translate(TEX)}}}",
         rf"\label{{tab:{'-'.join(''.join(c if c.isalnum() else ' ' for c in matrix.title).split())}}}",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{l{'r' * (len(names) + len(rank))}}}",
@@ -220,19 +200,10 @@ def latex(matrix: Matrix) -> str:
         *body,
         r"\bottomrule",
         r"\end{tabular}}",
-        rf"\par\medskip\parbox{{\linewidth}}{{\footnotesize {_tex(' '.join(notes))}}}",
+        rf"\par\medskip\parbox{{\linewidth}}{{\footnotesize {' '.join(notes).translate(TEX)}}}",
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _tex(sentences: str) -> str:
-    return sentences.translate(TEX).replace("†", r"$\dagger$")
-
-
-def _tex_cell(matrix: Matrix, row: str, column: str, value: str) -> str:
-    cell = _cell(matrix, row, column, value, LATEX)
-    return f"$-${cell[1:]}" if cell.startswith("-") and len(cell) > 1 else cell
 
 
 def html(matrix: Matrix) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from balancebench_udi.errors import UserError
+from balancebench_udi.metrics.balance import probe_gap
 from balancebench_udi.report import advice, elements
 from balancebench_udi.report.comparison import RULES, Comparison, compare
 from balancebench_udi.report.elements import Cell, escape, number
@@ -221,10 +222,10 @@ def analyse(group: Group, slug: str, select: str, roles: Roles) -> Part:
     modalities = group.runs[0].record["result"]["modalities"]
     reference = _row(group, roles.reference)
     comparison = compare([run.record for run in group.runs], select, reference=reference)
-    scores = group.scores().groupby(level=0, sort=False)
     whole = [f"alone/{m}" for m in modalities]
     rows = [label for name in roles.alone if (label := _row(group, name)) is not None]
     alone = next((label for label in rows if all(group.hits(label, name) for name in whole)), None)
+    scores = pd.concat([group.scores(), _probe_gaps(group, alone)], axis=1).groupby(level=0, sort=False)
     fused = {label: group.hits(label, "fused") for label in group.rows}
     single = [label for label, method in group.methods.items() if method in roles.single]
     readout, measured, lost, remedies = None, "alone", [], []
@@ -250,6 +251,14 @@ def analyse(group: Group, slug: str, select: str, roles: Roles) -> Part:
     return Part(
         group, slug, select, comparison, mean, sd, reference, alone, readout, lost, remedies, leaders, choice, told
     )
+
+
+def _probe_gaps(group: Group, alone: str | None) -> pd.DataFrame:
+    """One row a run, as :meth:`Group.scores`: ``probe_gap/m`` against the run of ``alone`` with the same seed."""
+    apart = {run.seed: _test(run) for run in group.rows.get(alone or "", [])}
+    modalities = group.runs[0].record["result"]["modalities"]
+    found = [probe_gap(apart.get(run.seed, {}), _test(run), modalities) for run in group.runs]
+    return pd.DataFrame(found, index=group.labels).add_prefix("probe_gap/")
 
 
 def _row(group: Group, method: str) -> str | None:
@@ -351,6 +360,7 @@ def _results(part: Part) -> str:
     over = f"<small>of {escape(part.reference)}’s</small> " if part.reference else ""
     columns = [("accuracy", "accuracy"), ("macro_f1", "macro-F1"), ("ece", "ECE"), ("top5", "top-5")]
     columns += [(f"{k}/{m}", f"<small>{k}</small> {escape(m)}") for k in READOUTS for m in part.comparison.modalities]
+    columns += [(f"probe_gap/{m}", f"<small>probe gap</small> {escape(m)}") for m in part.comparison.modalities]
     columns = [c for c in [*columns, ("imbalance", "imbalance")] if c[0] in part.mean and part.mean[c[0]].notna().any()]
     costs = [("passes_relative", f"{over}passes"), ("seconds_relative", f"{over}seconds")]
     costs = [c for c in costs if table[c[0]].notna().any()]
@@ -368,6 +378,11 @@ def _results(part: Part) -> str:
         rows.append([Cell(escape(label)), counts, *cells])
     used = {name.partition("/")[0] for name, _ in columns}
     told = [f"{k}: accuracy {meaning}." for k, meaning in READOUTS.items() if k in used]
+    if "probe_gap" in used:
+        told.append(
+            f"Probe gap: what a probe reads in the encoder trained alone ({escape(part.alone)}, same seed) minus what "
+            "it reads here, in points; above 0 where training together cost the encoder that much."
+        )
     told += ["ECE: expected calibration error, 15 bins."] if "ece" in used else []
     told.append("Imbalance: mean difference between the modalities' Shapley contributions, in points; 0 is balanced.")
     if part.reference:

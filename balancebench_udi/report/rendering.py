@@ -15,6 +15,29 @@ if TYPE_CHECKING:
 
 READOUTS = ("share", "masked", "alone")
 """The three ways to read one modality out; they are never mixed."""
+WIDTH = 100
+"""Of a terminal."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a rendering marks things; ``counted``: whether every cell says how many runs it has."""
+
+    bold: str = "{}"
+    close: str = " †"
+    plus_minus: str = " ± "
+    minus: str = "-"
+    claim: str = "{value} [{source}]"
+    counted: bool = True
+
+    def signed(self, number: str) -> str:
+        """A number in print with this style's minus; a dash that stands for none stays one."""
+        return number if number == "-" else number.replace("-", self.minus)
+
+
+TERMINAL = Style(bold="*{}", claim="[{value}]", counted=False)
+MARKDOWN = Style(bold="**{}**", claim="_{value}_ [{source}]")
+LATEX = Style(r"\textbf{{{}}}", r"$^\dagger$", r" $\pm$ ", "$-$", r"\textit{{{value}}} [{source}]")
 
 
 def text(comparison: Comparison, rule: str) -> str:
@@ -22,11 +45,12 @@ def text(comparison: Comparison, rule: str) -> str:
     heads = ["method", "n", "accuracy", "macro-F1", *(m[:7] for m in comparison.modalities)]
     rows = [[*heads, "imbalance", "passes", "seconds"]]
     used = set()
-    for row in comparison.table.to_dict("records"):
-        accuracy = _number(row["accuracy"], 100, 1)
-        if pd.notna(row["accuracy_sd"]):
-            accuracy += f" ± {_number(row['accuracy_sd'], 100, 1)}"
-        cells = [row["method"][:14], f"{row['n']}/{row['wanted']}", accuracy, _number(row["macro_f1"], 100, 1)]
+    marked = comparison.contest is not None
+    accuracies = _cells(comparison, _Column("", "accuracy", "accuracy", best=marked), TERMINAL)
+    if any(cell.endswith(TERMINAL.close) for cell in accuracies):
+        accuracies = [cell if cell.endswith(TERMINAL.close) else f"{cell}  " for cell in accuracies]
+    for row, accuracy in zip(comparison.table.to_dict("records"), accuracies, strict=True):
+        cells = [row["method"][:12], f"{row['n']}/{row['wanted']}", accuracy, _number(row["macro_f1"], 100, 1)]
         for m in comparison.modalities:
             kind = next(k for k in ("alone", "share", "masked") if k == "masked" or pd.notna(row[f"{k}/{m}"]))
             cells.append(f"{_number(row[f'{kind}/{m}'], 100, 1)} {kind[0]}")
@@ -39,10 +63,18 @@ def text(comparison: Comparison, rule: str) -> str:
         right = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
         lines.append("  ".join([cells[0].ljust(widths[0]), *right]))
     kinds = {"alone": "a: own head", "share": "s: share of the fused logits", "masked": "m: the others masked"}
-    notes = "; ".join(meaning for kind, meaning in kinds.items() if kind in used)
+    notes = "*: best accuracy; †: cannot be told from it; " if marked else ""
+    notes += "; ".join(meaning for kind, meaning in kinds.items() if kind in used)
     if comparison.reference:
         notes += f"; passes and seconds relative to {comparison.reference}"
-    return "\n".join(lines + textwrap.wrap(notes, 100) + textwrap.wrap(rule, 100))
+    lines += textwrap.wrap(notes, WIDTH) + textwrap.wrap(rule, WIDTH)
+    return "\n".join(lines + bullets(comparison.findings))
+
+
+def bullets(sentences: Sequence[str]) -> list[str]:
+    """A list of sentences for a terminal."""
+    wrapped = [textwrap.wrap(sentence, WIDTH, initial_indent="- ", subsequent_indent="  ") for sentence in sentences]
+    return list(itertools.chain.from_iterable(wrapped))
 
 
 def _number(value: float, scale: float, digits: int) -> str:
@@ -51,7 +83,7 @@ def _number(value: float, scale: float, digits: int) -> str:
 
 @dataclass(frozen=True)
 class _Column:
-    """A column of the printed tables; ``best``: its highest mean is bold."""
+    """A column of the printed tables; ``best``: its highest mean of those that were compared is bold."""
 
     group: str
     head: str
@@ -82,16 +114,20 @@ def _columns(comparison: Comparison) -> list[_Column]:
     ]
 
 
-def _cells(comparison: Comparison, column: _Column, bold: str, plus_minus: str, minus: str) -> list[str]:
+def _cells(comparison: Comparison, column: _Column, style: Style) -> list[str]:
     """The column in print; means that print alike are best together."""
-    table = comparison.table
+    table, contest = comparison.table.set_index("method"), comparison.contest
     means = [_number(v, column.scale, column.digits) for v in table[column.name]]
-    rivals = column.best and table[column.name].notna().sum() > 1
-    best = _number(table[column.name].max(), column.scale, column.digits) if rivals else None
+    rivals = table.loc[list(contest.means) if contest else table.index, column.name].dropna()
+    best = _number(rivals.max(), column.scale, column.digits) if column.best and len(rivals) > 1 else None
+    close = contest.close if contest and column.name == "accuracy" else ()
+    spreads = table.get(f"{column.name}_sd", [float("nan")] * len(means))
     cells = []
-    for mean, sd in zip(means, table.get(f"{column.name}_sd", [float("nan")] * len(means)), strict=True):
-        cell = bold.format(mean) if mean == best else mean if mean == "-" else mean.replace("-", minus)
-        cells.append(cell + ("" if pd.isna(sd) else plus_minus + _number(sd, column.scale, column.digits)))
+    for method, mean, sd in zip(table.index, means, spreads, strict=True):
+        first = mean == best and method in rivals
+        cell = style.bold.format(mean) if first else style.signed(mean)
+        cell += "" if pd.isna(sd) else style.plus_minus + _number(sd, column.scale, column.digits)
+        cells.append(cell + style.close if method in close and not first else cell)
     return cells
 
 
@@ -111,13 +147,22 @@ def markdown(comparison: Comparison) -> str:
 
     columns = _columns(comparison)
     heads = ["method", "n", *(f"{c.group} {c.head}".strip() for c in columns)]
-    cells = [_cells(comparison, c, "**{}**", " ± ", "-") for c in columns]
+    cells = [_cells(comparison, c, MARKDOWN) for c in columns]
     lines = [f"# {comparison.title}", "", line(heads), "|" + ":--|" + "--:|" * (len(heads) - 1)]
     lines += [line(row) for row in zip(comparison.table["method"], _counts(comparison), *cells, strict=True)]
     if comparison.published:
         lines += ["", "## Published", "", "From the literature, each under its own protocol; in no mean above.", ""]
         lines += [line(["method", "accuracy", "protocol", "source"]), "|:--|--:|:--|:--|"]
         lines += [line([r["label"], _percent(r), r["protocol"], r["source"]]) for r in comparison.published]
+    if comparison.findings:
+        lines += [
+            "",
+            "What it says:",
+            "",
+            *(f"- {sentence}" for sentence in comparison.findings),
+            "",
+            "How to read it:",
+        ]
     return "\n".join([*lines, "", *(f"- {sentence}" for sentence in (*comparison.caption, *comparison.notes))]) + "\n"
 
 
@@ -129,7 +174,8 @@ def csv(comparison: Comparison) -> str:
         named = {"method": row["label"], "protocol": row["protocol"], "source": row["source"]}
         rows.append({**named, "dataset": rows[0]["dataset"], "published": True, "accuracy": share})
     frame = pd.DataFrame(rows, columns=[*comparison.table.columns, "source"])
-    frame["published"] = frame["published"].map({True: "true", False: "false"})
+    for name in ("published", "indistinguishable"):
+        frame[name] = frame[name].map({True: "true", False: "false"})
     counts = dict.fromkeys(("n", "wanted", "method_version"), "Int64")  # whole numbers that may be absent
     return frame.astype(counts).to_csv(index=False, lineterminator="\n")
 
@@ -137,13 +183,21 @@ def csv(comparison: Comparison) -> str:
 TEX = str.maketrans(
     {c: f"\\{c}" for c in "_%&#${}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "×": r"$\times$"}
+    | {
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "±": r"$\pm$",
+        "×": r"$\times$",
+        "†": r"$\dagger$",
+    }
 )
 
 
 def latex(comparison: Comparison) -> str:
     """A floating table of two panels: the methods with their costs, and their modalities one by one."""
     columns = _columns(comparison)
+    said = " ".join([*comparison.findings, *comparison.caption])
     published = []
     for row in comparison.published:
         note = f"published; {row['protocol']}; {row['source']}".translate(TEX)
@@ -153,7 +207,7 @@ def latex(comparison: Comparison) -> str:
         r"% needs \usepackage{booktabs,graphicx}",
         r"\begin{table}[t]",
         r"\centering",
-        rf"\caption[{comparison.title.translate(TEX)}]{{{' '.join(comparison.caption).translate(TEX)}}}",
+        rf"\caption[{comparison.title.translate(TEX)}]{{{said.translate(TEX)}}}",
         rf"\label{{tab:{'-'.join(''.join(c if c.isalnum() else ' ' for c in comparison.title).split())}}}",
         *_panel(comparison, [c for c in columns if "/" not in c.name], ["\\midrule", *published] if published else []),
         r"\par\medskip",
@@ -173,7 +227,7 @@ def _panel(comparison: Comparison, columns: Sequence[_Column], more: Sequence[st
         rules += rf"\cmidrule(lr){{{at}-{at + span - 1}}}" if group else ""
         at += span
     rows = [["method", "$n$", *(c.head.translate(TEX) for c in columns)]]
-    cells = [_cells(comparison, c, r"\textbf{{{}}}", r" $\pm$ ", "$-$") for c in columns]
+    cells = [_cells(comparison, c, LATEX) for c in columns]
     names = (name.translate(TEX) for name in comparison.table["method"])
     rows += map(list, zip(names, _counts(comparison), *cells, strict=True))
     head, *body = (" & ".join(row) + r" \\" for row in rows)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from torch import Tensor
 
 from balancebench_udi.errors import UserError
-from balancebench_udi.metrics.balance import bayes_distance, complementarity, utilisation
+from balancebench_udi.metrics.balance import bayes_distance, complementarity, probe_gap, sample_shapley, utilisation
 from balancebench_udi.metrics.predictions import unpack
 from balancebench_udi.report.budget import passes
-from balancebench_udi.report.comparison import RULES
+from balancebench_udi.report.comparison import FREE, RULES
 from balancebench_udi.spec import canonical
 
 IDENTITY = (
@@ -26,16 +27,51 @@ SCORES = (
     *("imbalance", "imbalance_relative", "discrepancy/", "cka/"),
 )
 """The test scores in the order of their columns; a name that ends in ``/`` stands for all that begin with it."""
-DERIVED = ("val_accuracy", "val_loss", "utilisation/", "complementarity/", "bayes_distance/")
+DERIVED = ("val_accuracy", "val_loss", "utilisation/", "complementarity/", "bayes_distance/", "probe_gap/")
 COSTS = (
     *("parameters", "passes_forward", "passes_backward", "passes", "flops", "seconds", "cpu_seconds", "wall_seconds"),
     *("peak_memory_bytes", "device_type", "device", "threads", "torch", "commit"),
 )
 ORDER = ("dataset", "protocol", "protocol_version", "method", "cell", "seed", "key")
 """By what the rows are sorted; the readings of a run stay in the order last, best_val, best_test."""
+SAMPLE = (
+    *("key", "cell", "dataset", "fingerprint", "protocol", "method", "seed", "reading"),
+    *("sample", "target", "prediction", "right"),
+)
+"""The columns of :func:`samples`, before the contributions."""
 
 
-def rows(record: Mapping[str, Any], select: str | None = None) -> list[dict[str, Any]]:
+Alone = Mapping[tuple[str, str], Mapping[str, float]]
+"""Of :func:`trained_alone`: what is the same about two runs, reading -> test scores."""
+
+
+def trained_alone(records: Iterable[Mapping[str, Any]], methods: Sequence[str]) -> Alone:
+    """The test scores of runs that train every modality alone, to be found by the runs of other methods beside them.
+
+    Args:
+        records: in any order; those of other methods are passed over.
+        methods: those that train every modality alone, in order of preference. Of one that has several versions beside
+            a run the latest counts, of several sets of options the first in canonical order.
+    """
+    found: dict[tuple[str, str], tuple[Any, Mapping[str, float]]] = {}
+    for record in records:
+        spec = record["spec"]
+        if spec["method"] not in methods:
+            continue
+        rank = (methods.index(spec["method"]), -spec["method_version"], canonical(spec["method_options"]))
+        for name, reading in record["result"]["readings"].items():
+            place = (_beside(spec), name)
+            if place not in found or rank < found[place][0]:
+                found[place] = (rank, reading["test"])
+    return {place: test for place, (_, test) in found.items()}
+
+
+def _beside(spec: Mapping[str, Any]) -> str:
+    """What two runs have in common that may be compared one by one: all but the method, the seed included."""
+    return canonical({name: value for name, value in spec.items() if name not in FREE} | {"seed": spec["seed"]})
+
+
+def rows(record: Mapping[str, Any], select: str | None = None, alone: Alone | None = None) -> list[dict[str, Any]]:
     """One row for every reading of a run.
 
     A row holds, in this order:
@@ -44,7 +80,8 @@ def rows(record: Mapping[str, Any], select: str | None = None) -> list[dict[str,
     - ``reading``, and ``reading_epochs``: the epoch that was read of every phase, as a JSON list;
     - every test score under the name that the record gives it: accuracies in [0, 1], ``loss`` in nats;
     - ``val_accuracy`` and ``val_loss``, and from the test split ``utilisation/m``, ``complementarity/...`` and, where
-      the best possible accuracies are known, ``bayes_distance/...`` (:mod:`balancebench_udi.metrics.balance`);
+      the best possible accuracies are known, ``bayes_distance/...`` (:mod:`balancebench_udi.metrics.balance`), and
+      ``probe_gap/m`` where ``alone`` has a run of the same data, protocol, seed and reading;
     - costs: ``parameters``; ``passes_forward`` and ``passes_backward`` (samples through the encoders, summed over
       them), ``passes`` (forward + 2 x backward) and ``flops``; ``seconds`` and ``cpu_seconds`` of training, all as if
       the run had been made alone; ``wall_seconds`` from start to record, evaluation included and reused phases not;
@@ -54,27 +91,26 @@ def rows(record: Mapping[str, Any], select: str | None = None) -> list[dict[str,
         record: as :func:`balancebench_udi.store.read_record` returns it.
         select: ``last``, ``best_val`` or ``best_test``: this reading only, and no row where the run does not have it;
             None: all that it has.
+        alone: the modalities trained alone, of :func:`trained_alone`.
 
     Raises:
         UserError: an unknown reading.
     """
-    if select is not None and select not in RULES:
-        raise UserError(f"select must be one of {', '.join(RULES)}, found {select!r}")
     result, identity, costs = record["result"], _identity(record), _costs(record)
     target = unpack(result["test_target"])
     made = []
-    for name in RULES if select is None else [select]:
-        if name not in result["readings"]:
-            continue
-        reading = result["readings"][name]
+    for name, reading in _readings(record, select).items():
         bayes = record.get("data", {}).get("facts", {}).get("bayes_accuracy")
         derived = _derived(reading, target, result["modalities"], bayes)
+        if alone:
+            gaps = probe_gap(alone.get((_beside(record["spec"]), name), {}), reading["test"], result["modalities"])
+            derived |= {f"probe_gap/{m}": value for m, value in gaps.items()}
         epochs = canonical(reading["epochs"])
         made.append({**identity, "reading": name, "reading_epochs": epochs, **reading["test"], **derived, **costs})
     return made
 
 
-def frame(records: Iterable[Mapping[str, Any]], select: str | None = None) -> pd.DataFrame:
+def frame(records: Iterable[Mapping[str, Any]], select: str | None = None, alone: Alone | None = None) -> pd.DataFrame:
     """The :func:`rows` of many records, NaN where a run lacks a score.
 
     Records are taken one at a time. Rows and columns are sorted, so that the order of the records leaves no trace.
@@ -82,15 +118,54 @@ def frame(records: Iterable[Mapping[str, Any]], select: str | None = None) -> pd
     Args:
         records: for example :meth:`balancebench_udi.store.Store.records`.
         select: see :func:`rows`.
+        alone: see :func:`rows`.
 
     Raises:
         UserError: an unknown reading; a file that is not a record.
     """
-    table = pd.DataFrame([row for record in records for row in rows(record, select)])
+    table = pd.DataFrame([row for record in records for row in rows(record, select, alone)])
     if table.empty:
         return pd.DataFrame(columns=[*IDENTITY, *COSTS])
     table = table.sort_values(list(ORDER), kind="stable", ignore_index=True)
     return table[sorted(table.columns, key=_place)]
+
+
+def samples(record: Mapping[str, Any], select: str | None = None) -> pd.DataFrame:
+    """One row for every test sample and reading of a run.
+
+    Columns: what names the run and the reading; ``sample``, counted from 0 in the order of the test split, the same in
+    all runs with the same ``fingerprint``; ``target`` and ``prediction``, names of classes; ``right``; and
+    ``shapley/m``, what modality m contributes to the sample's being right
+    (:func:`balancebench_udi.metrics.balance.sample_shapley`).
+
+    Args:
+        record: as :func:`balancebench_udi.store.read_record` returns it.
+        select: see :func:`rows`.
+
+    Raises:
+        UserError: an unknown reading.
+    """
+    result, classes = record["result"], np.array(record["data"]["classes"], dtype=object)
+    target = unpack(result["test_target"])
+    parts = []
+    for name, reading in _readings(record, select).items():
+        predicted = _Unpacked(reading["predictions"])
+        fused = predicted["fused"]
+        told = {"key": record["key"], "cell": record["cell"], **record["spec"], "reading": name}
+        told |= {"sample": np.arange(len(target)), "target": classes[target], "prediction": classes[fused]}
+        told |= {"right": (fused == target).numpy()}
+        gained = sample_shapley(predicted, target, result["modalities"])
+        contributions = {f"shapley/{m}": value.numpy() for m, value in gained.items()}
+        parts.append(pd.DataFrame({**{name: told[name] for name in SAMPLE}, **contributions}))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _readings(record: Mapping[str, Any], select: str | None) -> dict[str, Any]:
+    """The readings asked for, as far as the run has them, in the order of ``RULES``."""
+    if select is not None and select not in RULES:
+        raise UserError(f"select must be one of {', '.join(RULES)}, found {select!r}")
+    readings = record["result"]["readings"]
+    return {name: readings[name] for name in RULES if name in readings and select in (None, name)}
 
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:

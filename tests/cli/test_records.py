@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from calls import ROOT, Called, finish, spawn
 
-from balancebench_udi.report.tidy import frame
-from balancebench_udi.store import Store
+from balancebench_udi.report.comparison import FREE
+from balancebench_udi.report.tidy import SAMPLE, frame, samples
+from balancebench_udi.store import Store, read_record
 from benchmarks import records
 
 COMMITTED = ROOT / "results" / "records"
@@ -148,6 +149,79 @@ def test_a_damaged_record_is_named_and_nothing_written(call, store):
     path.write_bytes(path.read_bytes()[:-100])
     assert refused(call("--to", "runs.csv")).startswith(f"{path} must be a record, found a damaged file")
     assert call("--to", "runs.csv", "--dataset", "cgmnist").code == 0
+
+
+def test_the_probe_gap_stands_in_the_table_whichever_methods_are_asked_for(call, store):
+    (path,) = [p for p in store.record_paths("mosi", "joint") if read_record(p)["spec"]["protocol"] == "features"][:1]
+    joint = read_record(path)
+    assert call("--to", "runs.csv", "--method", "joint", "--dataset", "mosi").code == 0
+    assert not any(name.startswith("probe_gap") for name in pd.read_csv("runs.csv").columns)
+    for one in sorted((COMMITTED / "mosi" / "unimodal").glob("*.json")):
+        place = store.root / "records" / "mosi" / "unimodal" / one.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(one, place)
+    assert call("--to", "runs.csv", "--method", "joint", "--dataset", "mosi").code == 0
+    table = pd.read_csv("runs.csv").set_index("key")
+    assert set(table["method"]) == {"joint"}
+    (alone,) = [
+        record["result"]["readings"]["best_val"]["test"]
+        for record in store.records("mosi", "unimodal")
+        if all(record["spec"][k] == v for k, v in joint["spec"].items() if k not in FREE or k == "seed")
+    ]
+    mine = joint["result"]["readings"]["best_val"]["test"]
+    for m in joint["result"]["modalities"]:
+        gap = alone[f"probe/{m}"] - mine[f"probe/{m}"]
+        assert table.loc[joint["key"], f"probe_gap/{m}"] == pytest.approx(gap)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_samples_of_runs_with_different_modalities(call, store, suffix):
+    called = call("--samples", "--to", f"samples.{suffix}", "--select", "all")
+    assert called.code == 0
+    table = (
+        pd.read_csv("samples.csv", dtype={"target": str, "prediction": str})
+        if suffix == "csv"
+        else pd.read_parquet("samples.parquet")
+    )
+    assert called.out == f"{len(table)} rows of 6 runs, {table.shape[1]} columns; written: samples.{suffix}\n"
+    own = {f"shapley/{m}" for m in ("gray", "colour", "text", "audio", "video")}
+    assert set(table.columns) - set(SAMPLE) == own
+    for record in store.records():
+        theirs = {f"shapley/{m}" for m in record["result"]["modalities"]}
+        for name, reading in record["result"]["readings"].items():
+            mine = table[(table["key"] == record["key"]) & (table["reading"] == name)]
+            assert mine["right"].mean() == pytest.approx(reading["test"]["accuracy"])
+            assert {c: mine[c].mean() for c in theirs} == {c: pytest.approx(reading["test"][c]) for c in theirs}
+            assert mine[list(own - theirs)].isna().all(axis=None)
+            assert list(mine["sample"]) == list(range(len(mine)))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_equal_records_give_equal_samples(call, store, tmp_path, suffix):
+    copy(tmp_path / "another", order=-1)
+    assert call("--samples", "--to", f"a.{suffix}", "--method", "joint").code == 0
+    assert call("--samples", "--to", f"b.{suffix}", "--method", "joint", "--out", tmp_path / "another").code == 0
+    with open(f"a.{suffix}", "rb") as a, open(f"b.{suffix}", "rb") as b:
+        assert a.read() == b.read()
+
+
+def test_samples_of_a_run_are_written_before_the_next_is_read(call, store, monkeypatch):
+    seen = []
+    written = pd.DataFrame.to_csv
+    monkeypatch.setattr(records, "samples", lambda *given: (seen.append("read"), samples(*given))[1])
+    monkeypatch.setattr(pd.DataFrame, "to_csv", lambda *a, **k: (seen.append("written"), written(*a, **k))[1])
+    assert call("--samples", "--to", "samples.csv").code == 0
+    assert seen == ["read", "written"] * 6
+
+
+def test_mistakes_with_samples(call, store):
+    said = refused(call("--samples", "--to", "samples.csv", "--select", "best_test"))
+    assert said.startswith("the table needs runs that were evaluated for best_test, found none among 6: ")
+    path = store.record_paths("mosi")[0]
+    path.write_bytes(path.read_bytes()[:-100])
+    assert refused(call("--samples", "--to", "samples.csv")).startswith(
+        f"{path} must be a record, found a damaged file"
+    )
 
 
 def test_parquet_without_pyarrow_is_one_sentence(call, store, monkeypatch):

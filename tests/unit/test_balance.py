@@ -84,8 +84,10 @@ def test_contributions_of_samples_average_to_those_of_the_accuracies_and_add_up(
 
 
 def test_probe_gap():
-    assert probe_gap({"a": 0.9, "b": 0.5}, {"probe/a": 0.6}, ["a", "b"]) == {"a": pytest.approx(0.3)}
-    assert probe_gap({"b": 0.5}, {"probe/a": 0.6, "probe/b": 0.7}, ["a", "b"]) == {"b": pytest.approx(-0.2)}
+    alone = {"probe/a": 0.9, "probe/b": 0.5, "alone/a": 0.1, "alone/b": 0.1}
+    assert probe_gap(alone, {"probe/a": 0.6, "alone/b": 0.2}, ["a", "b"]) == {"a": pytest.approx(0.3)}
+    assert probe_gap(alone, {"probe/a": 0.9, "probe/b": 0.7}, ["a", "b"]) == {"a": 0, "b": pytest.approx(-0.2)}
+    assert probe_gap({"alone/a": 0.9}, {"probe/a": 0.6}, ["a"]) == {}  # a head of its own is no probe
 
 
 def test_distance_to_the_best_possible():

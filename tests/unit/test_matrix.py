@@ -312,6 +312,22 @@ def test_what_is_derived_from_records_and_costs_are_values_too():
     assert not any(note.startswith("passes: ") for note in made.notes)
 
 
+def test_the_probe_gap_is_a_value_where_runs_trained_alone_are_given():
+    def probed(method, audio):
+        return tuple(record(method, s, first(9), {"probe/audio": audio + s / 8, "probe/visual": 0.5}) for s in (0, 1))
+
+    cells = {("joint", "toy"): Cell(probed("joint", 0.25), 2), ("old", "toy"): cell("old")}
+    alone = tidy.trained_alone(probed("apart", 0.75)[:1], ["apart"])
+    made = table(cells, values=["accuracy", "probe_gap/*"], alone=alone)
+    assert made.columns["toy"] == ("accuracy", "probe_gap/visual", "probe_gap/audio")
+    number = made.numbers["joint", "toy", "probe_gap/audio"]
+    assert (number.mean, number.n, number.best) == (0.5, 1, False)  # of the seed that was trained alone, too
+    assert grid(made)["joint"]["toy probe_gap audio"] == "50.0"
+    assert grid(made)["old"]["toy probe_gap audio"] == "-"
+    assert any(note.startswith("probe gap of a modality: ") for note in made.notes)
+    assert table(cells, values=["accuracy", "probe_gap/*"]).columns["toy"] == ("accuracy",)
+
+
 def test_a_value_that_some_records_lack_is_averaged_over_the_others():
     records = (record("joint", 0, first(9), {"probe/audio": 0.5}), record("joint", 1, first(9)))
     made = table({("joint", "toy"): Cell(records, 2), ("old", "toy"): cell("old")}, values=["probe/audio"])

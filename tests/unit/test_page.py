@@ -324,6 +324,31 @@ def test_cells_hold_mean_spread_and_count(text):
     assert '<td class="num"><span class="none">–</span></td>' in none  # no share
 
 
+def test_the_probe_gap_of_every_method_stands_in_the_results():
+    heads = {"alone/audio": 0.7, "alone/visual": 0.5}
+    records = []
+    for seed in range(3):
+        probes = {"probe/audio": 0.8 + 0.01 * seed, "probe/visual": 0.5}
+        records.append(run("apart", seed, 0.7, heads | probes))
+        records.append(run("base", seed, 0.6, {"probe/audio": 0.4 + 0.01 * seed, "probe/visual": 0.55}))
+        records.append(run("none", seed, 0.6))
+    records.append(run("late", 7, 0.6, {"probe/audio": 0.4, "probe/visual": 0.55}))  # no run alone has its seed
+    text = made(records)
+    table = text[text.index("<caption>Test results of") :]
+    table = table[: table.index("</table>")]
+    heads = [re.sub("<[^>]+>", "", head) for head in re.findall(r'<th scope="col".*?</th>', table)]
+    at = heads.index("probe gap audio")
+    assert heads[at : at + 2] == ["probe gap audio", "probe gap visual"]
+    shown = {
+        name: [re.sub("<[^>]+>", "", cell) for cell in re.findall("<td.*?</td>", row)][at - 1 : at + 1]
+        for name, row in re.findall(r'<th scope="row">(\w+)</th>(.*)', table)
+    }
+    gaps = {"base": ["40.0 ± 0.0", "−5.0 ± 0.0"], "apart": ["0.0 ± 0.0", "0.0 ± 0.0"]}
+    assert shown == {**gaps, "none": ["–", "–"], "late": ["–", "–"]}
+    assert "Probe gap: what a probe reads in the encoder trained alone (apart, same seed) minus" in table
+    assert "robe gap" not in made(starved())
+
+
 def test_the_card_of_a_method_says_where_it_wins(text):
     card = re.search(r'<article class="method"><h3>cure</h3>.*?</article>', text, re.S)[0]
     told = words(card)

@@ -10,12 +10,16 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.transforms import Bbox
 from PIL import Image
 
 from balancebench_udi.errors import UserError
+from balancebench_udi.metrics.predictions import pack
+from balancebench_udi.metrics.statistics import against_best
 from balancebench_udi.report import rendering
 from balancebench_udi.report.comparison import compare, write
 from balancebench_udi.report.figures import imbalance, style
@@ -36,22 +40,29 @@ PUBLISHED = (
 
 
 def make(method, seed, accuracy, scores=None, *, spec=None, **changes):
-    """One record; ``changes`` are ``phases`` (cpu seconds, wall seconds, reused from), passes and machine."""
+    """One record; ``changes`` are ``phases`` (cpu seconds, wall seconds, reused from), passes, machine and ``right``.
+
+    The last is whether each test sample was right; True: the first of eight; without it there are no predictions.
+    """
     test = {"accuracy": accuracy, "macro_f1": accuracy / 2, "loss": 1.0}
     test |= {"masked/audio": 0.5, "masked/visual": 0.25, "masked/audio+visual": accuracy, "masked/none": 0.25}
     test |= {"shapley/audio": 0.25, "shapley/visual": -0.125, "imbalance": 0.375, "imbalance_relative": 1.0}
     test |= scores or {}
     phases = changes.get("phases", [(2.0, 9.0, None)])
+    right = changes.get("right")
+    right = np.arange(8) < 8 * accuracy if right is True else right
+    kept = {} if right is None else {"predictions": {"fused": pack(torch.from_numpy(right).long())}}
     return {
         "key": f"{method}-{seed}",
         "cell": f"cell-{method}",
         "spec": {**copy.deepcopy(SPEC), "method": method, "seed": seed, **(spec or {})},
         "result": {
             "readings": {
-                "best_val": {"test": test},
+                "best_val": {"test": test, **kept},
                 "last": {"test": {**test, "accuracy": accuracy - 0.125}},
                 **changes.get("readings", {}),
             },
+            **({} if right is None else {"test_target": pack(torch.ones(len(right)))}),
             "modalities": ["audio", "visual"],
             "passes": changes.get(
                 "passes", {"forward": {"audio": 100, "visual": 100}, "backward": {"audio": 100, "visual": 100}}
@@ -81,6 +92,22 @@ def other(**changes):
     return [make("ogm_ge", seed, 0.75, heads, **{**COSTLY, **changes}) for seed in (0, 2)]
 
 
+def close():
+    """Three seeds, and an accuracy that is below that of :func:`joint` by chance."""
+    return [make("near", seed, accuracy, right=True) for seed, accuracy in enumerate((0.5, 0.625, 0.625))]
+
+
+def drawn(share, seeds=(0, 1, 2), samples=64):
+    """``[S, N]``: right on a random ``share`` of the samples."""
+    return np.stack([np.random.default_rng([seed, round(100 * share)]).random(samples) < share for seed in seeds])
+
+
+def noisy(method, share, seeds=(0, 1, 2), samples=64):
+    """Runs that are right as :func:`drawn`."""
+    right = drawn(share, seeds, samples)
+    return [make(method, seed, hits.mean(), right=hits) for seed, hits in zip(seeds, right, strict=True)]
+
+
 def cells(comparison, method):
     """The row of ``method`` in the Markdown table, head -> cell."""
     lines = [line.strip("| ").split(" | ") for line in markdown(comparison).splitlines() if line.startswith("| ")]
@@ -93,7 +120,7 @@ def markdown(comparison):
 
 @pytest.mark.parametrize("suffix", ["md", "csv", "tex"])
 def test_golden_table(tmp_path, suffix):
-    comparison = compare(joint() + other(), published=PUBLISHED, wanted=3, reference="joint")
+    comparison = compare(joint(right=True) + other() + close(), published=PUBLISHED, wanted=3, reference="joint")
     paths = write(comparison, tmp_path / "new" / "folder")
     assert [p.name for p in paths] == ["comparison.md", "comparison.csv", "comparison.tex"]
     assert sorted(tmp_path.rglob("*.*")) == sorted(paths)  # no temporary file is left
@@ -112,6 +139,98 @@ def test_golden_text():
         "Every phase of a run is read at its epoch with the best validation accuracy; the test split had no",
         "part in it.",
     ]
+
+
+def test_golden_text_with_marks():
+    comparison = compare(joint(right=True) + other() + close(), published=PUBLISHED, wanted=3, reference="joint")
+    assert comparison.text().splitlines() == [
+        "toy, protocol quick v1",
+        "method    n        accuracy  macro-F1   audio  visual  imbalance  passes  seconds",
+        "joint   3/3  *62.5 ± 12.5        31.2  75.0 s  50.0 s       37.5    1.00     1.00",
+        "ogm_ge  2/3    75.0 ± 0.0        37.5  75.0 a  62.5 a       37.5    1.50     1.50",
+        "near    3/3    58.3 ± 7.2 †      29.2  50.0 m  25.0 m       37.5    1.00     1.00",
+        "*: best accuracy; †: cannot be told from it; a: own head; s: share of the fused logits; m: the",
+        "others masked; passes and seconds relative to joint",
+        "Every phase of a run is read at its epoch with the best validation accuracy; the test split had no",
+        "part in it.",
+        "- On toy, joint has the highest mean (62.5 %); near cannot be told from it at these 3 seeds: chance",
+        "  alone explains a lead such as that over near (4.2 points). Not compared, with fewer or other",
+        "  seeds: ogm_ge.",
+        "- Not to be told from the best is not the same as equal to it; and nothing here says how the rows",
+        "  would compare on other data, under other protocols or with longer training.",
+    ]
+
+
+def test_what_cannot_be_told_from_the_best_is_marked_in_every_rendering(tmp_path):
+    shares = {"best": 0.9, "near": 0.89, "far": 0.5}
+    records = [record for method, share in shares.items() for record in noisy(method, share)]
+    expected = against_best({method: drawn(share) for method, share in shares.items()})
+    assert expected.indistinguishable == ("best", "near")
+    comparison = compare(records, published=PUBLISHED)
+    shown = {method: cells(comparison, method)["accuracy"] for method in shares}
+    assert re.fullmatch(r"\*\*[\d.]+\*\* ± [\d.]+", shown["best"])
+    assert re.fullmatch(r"[\d.]+ ± [\d.]+ †", shown["near"])
+    assert re.fullmatch(r"[\d.]+ ± [\d.]+", shown["far"])
+    assert not any("†" in cell for name, cell in cells(comparison, "near").items() if name != "accuracy")
+    paths = write(comparison, tmp_path)
+    frame = pd.read_csv(paths[1]).set_index("method")
+    assert frame["indistinguishable"].tolist()[:3] == [True, True, False]
+    assert math.isnan(frame.loc["best", "p_adjusted"])
+    assert frame.loc[["near", "far"], "p_adjusted"].tolist() == [pytest.approx(expected.p[m]) for m in ("near", "far")]
+    assert frame.loc[[row["label"] for row in PUBLISHED], ["p_adjusted", "indistinguishable"]].isna().all(axis=None)
+    tex = paths[2].read_text()
+    assert tex.count(r"$^\dagger$") == 1
+    assert not set("†±×") & set(tex)
+    lines = {line.split()[0]: line for line in comparison.text().splitlines()}
+    assert re.search(r" \*[\d.]+ ± ", lines["best"])
+    assert " † " in lines["near"]
+    assert not set("*†") & set(lines["far"])
+
+
+@pytest.mark.parametrize("rendered", [rendering.markdown, rendering.latex, lambda made: made.text()])
+def test_what_a_table_shows_and_what_it_does_not_is_said(rendered):
+    said = " ".join(rendered(compare([*noisy("best", 0.9), *noisy("far", 0.5)])).replace("\\%", "%").split())
+    assert "On toy, best has the highest mean (" in said
+    assert "points), the next, is larger than chance explains at these 3 seeds." in said
+    assert "Not to be told from the best is not the same as equal to it; and nothing here says" in said
+
+
+def test_one_seed_speaks_of_these_runs_only():
+    comparison = compare([*noisy("best", 0.9, [4]), *noisy("far", 0.5, [4])])
+    assert comparison.findings[0].endswith("in this one run of each; training again may change it.")
+    assert "**" in cells(comparison, "best")["accuracy"]
+
+
+def test_methods_with_fewer_seeds_are_neither_compared_nor_best():
+    comparison = compare([*noisy("best", 0.8), *noisy("near", 0.5), *noisy("high", 0.99, [0, 2])])
+    assert cells(comparison, "best")["accuracy"].startswith("**")
+    assert "*" not in cells(comparison, "high")["accuracy"] + cells(comparison, "high")["macro-F1"]
+    assert comparison.findings[0].endswith("Not compared, with fewer or other seeds: high.")
+    assert comparison.table.set_index("method").loc["high", "indistinguishable"] is None
+    assert "highest mean of a column among the methods with the most seeds," in comparison.caption[2]
+    assert "among" not in compare([*noisy("best", 0.8), *noisy("near", 0.5)]).caption[2]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        noisy("only", 0.9),
+        joint() + [make("older", seed, 0.5) for seed in range(3)],
+        joint(right=True) + [make("older", seed, 0.5) for seed in range(3)],
+        noisy("one", 0.9, [0, 1]) + noisy("two", 0.5, [2, 3]),
+        noisy("one", 1.0, [0], samples=1) + noisy("two", 0.0, [0], samples=1),
+    ],
+    ids=["one method", "no predictions", "some without predictions", "other seeds", "one sample of one seed"],
+)
+def test_where_there_is_nothing_to_test_nothing_is_marked(tmp_path, records):
+    comparison = compare(records)
+    assert (comparison.contest, comparison.findings) == (None, ())
+    for path in write(comparison, tmp_path):
+        text = path.read_text()
+        assert not re.search("†|dagger|told from", text)
+    assert not re.search("†|told from", comparison.text())
+    assert comparison.table["indistinguishable"].isna().all()
+    assert comparison.table["p_adjusted"].isna().all()
 
 
 def test_same_records_in_another_order_give_the_same_bytes(tmp_path):
@@ -307,15 +426,25 @@ def test_latex_escapes_what_it_must(tmp_path):
 
 
 def test_text_of_three_modalities_fits_a_terminal():
-    records = [r for name in ("a_method_of_a_long_name", "joint") for r in joint() for r["spec"]["method"] in (name,)]
+    close = [True] * 63 + [False]
+    records = [
+        make(name, seed, 0.0, right=np.array(close[seed and i :] + close[: seed and i]))
+        for i, name in enumerate(("a_method_of_a_long_name", "joint"))
+        for seed in range(10)
+    ]
     names = ("spectrogram", "visual", "language")
     for record in records:
         scores = {"accuracy": 1.0, "macro_f1": 1.0, "imbalance": 1.0, "imbalance_relative": 1.0}
         scores |= {f"{kind}/{m}": 1.0 for kind in ("masked", "shapley") for m in names}
         record["spec"]["encoders"] = {m: {"name": "mlp"} for m in names}
-        record["result"] |= {"modalities": list(names), "readings": {"best_val": {"test": scores}}}
+        if record["spec"]["method"] == "joint":
+            scores["accuracy"] = 0.8 + 0.2 * (record["spec"]["seed"] % 2)
+        kept = record["result"]["readings"]["best_val"]["predictions"]
+        record["result"] |= {"modalities": list(names), "readings": {"best_val": {"test": scores, "predictions": kept}}}
     text = compare(records, wanted=10, reference="joint").text()
     assert max(map(len, text.splitlines())) <= 100
+    assert " *100.0 ± 0.0 " in text
+    assert " 90.0 ± 10.5 † " in text
     assert "100.0 m" in text
     assert "m: the others masked" in text
 
