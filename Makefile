@@ -15,10 +15,10 @@ bench: $(VENV)/.ready
 test: $(VENV)/.ready lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The tables, figures and pages of results/ again, five seeds each: what is missing is trained first, for hours on
-# two CPU cores. DATA is the folder with mnist/, fsdd/, cmu_mosi_utterance/, utd_mhad/ and handwritten_6views/.
+# The tables, figures and pages of results/ again, five seeds each: what is missing is trained first, two runs at once,
+# for hours on two CPU cores. DATA is the folder with mnist/, fsdd/, cmu_mosi_utterance/, utd_mhad/ and handwritten_6views/.
 results: $(VENV)/.ready
-	$(BIN)/python benchmarks/tables.py udi-main,udi-ablation,udi-weights,udi-anchor,udi-budget,udi-estimator,encoders,ogm,agm,mmpareto,pmr,fusion,udi-ensemble,balance --run --data-root "$(DATA)"
+	$(BIN)/python benchmarks/tables.py udi-main,udi-ablation,udi-weights,udi-anchor,udi-budget,udi-estimator,encoders,ogm,agm,mmpareto,pmr,fusion,udi-ensemble,balance --run --jobs 2 --data-root "$(DATA)"
 	$(BIN)/python benchmarks/embedding.py --dataset cgmnist --protocol small --modality colour --data-root "$(DATA)" \
 	  --panel "with complementarity: udi weights=static alpha_con=0.5 alpha_com=0.5" \
 	  --panel "without complementarity: udi weights=static alpha_con=0.5 alpha_com=0" --name udi-ablation

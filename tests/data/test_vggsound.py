@@ -64,14 +64,12 @@ PRESENT = [0, 1, CLASSES, CLASSES + 1, 4 * CLASSES, 4 * CLASSES + 1]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def source(tmp_path_factory):
     """The official list, and six clips of two classes: 50, 70, ... grey in the order of PRESENT."""
     source = official(tmp_path_factory.mktemp("vggsound") / "vggsound.csv")
     for i, number in enumerate(PRESENT):
         video(source / "video" / f"{title(number)}_{number:06d}.mp4", 50 + 20 * i)
-    root = tmp_path_factory.mktemp("root")
-    packed(source, root)
-    return root
+    return source
 
 
 # the list
@@ -139,12 +137,12 @@ def test_a_class_that_is_not_trained_on(tmp_path):
 # what is packed and loaded
 
 
-def test_a_pack_of_a_partial_download(root):
-    done = packed(root, root)
+def test_a_pack_of_a_partial_download(source, tmp_path):
+    done = packed(source, tmp_path)
     assert done.manifest["classes"] == LABELS
     assert done.manifest["splits"] == {"official": {"train": 4, "test": 2}}
     assert done.manifest["left_out"] == len(done.problems) == 5 * CLASSES - 6
-    bundle = dataset(val_share=0.5).load(root)
+    bundle = dataset(val_share=0.5).load(tmp_path)
     assert bundle.classes == tuple(LABELS)
     assert [len(bundle.split(part)) for part in ("train", "val", "test")] == [2, 2, 2]
     assert bundle.test.target.tolist() == [0, 1]
