@@ -20,6 +20,8 @@ PROTOCOLS = HERE / "protocols"
 PUBLISHED = HERE / "published.yaml"
 ALONE = ("unimodal", "ensemble")
 """The methods that train every modality alone, in order of preference."""
+LONGEST_SHOWN = 200
+"""Characters of a path that a sentence shows."""
 M_MMAP_THRESHOLD = -3
 """Of mallopt, in glibc's malloc.h."""
 
@@ -60,6 +62,13 @@ def guarded(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still in the buffer
         print("stopped: nobody reads the output any more", file=sys.stderr)
         return 141
+    except OSError as error:
+        if error.filename is None:
+            raise
+        shown = str(error.filename)
+        shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
+        print(f"error: {shown} must be readable or writable, found: {error.strerror}; name another", file=sys.stderr)
+        return 2
 
 
 def words(text: str, flag: str) -> list[str]:

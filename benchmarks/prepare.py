@@ -84,7 +84,7 @@ def run(given: argparse.Namespace) -> int:
         what = cls.source if issubclass(cls, Packed) else cls.needs
         raise UserError(f"{given.dataset} needs --source DIR with {what}; none was given")
     source = (given.source or Path()).expanduser()
-    if not source.exists():
+    if not os.path.exists(source):  # Path.exists raises where a name is too long
         raise UserError(f"--source must be a folder, found none at {source}")
     if given.verify is not None:
         return verify(source, given.verify.expanduser(), given.workers)
@@ -107,7 +107,10 @@ def run(given: argparse.Namespace) -> int:
 
 def check(dataset: Dataset, source: Path) -> int:
     """Load a dataset that is read where it is, and say what was found."""
-    bundle = dataset.load(source)
+    try:
+        bundle = dataset.load(source)
+    except UserError as error:  # which speaks to run.py
+        raise UserError(str(error).replace("--data-root", "--source")) from None
     sizes = ", ".join(f"{name} {len(bundle.split(name))}" for name in ("train", "val", "test"))
     where = f" and --data-root {source}" if dataset.needs else ""
     print(f"{dataset.name} is whole: {sizes}; fingerprint {bundle.fingerprint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,7 +16,11 @@ CODECS = {
     ".mkv": ("mpeg4", "aac"),
     ".avi": ("mpeg4", "mp3"),
     ".flv": ("flv", "mp3"),
+    ".webm": ("libvpx", "libopus"),
+    ".mpg": ("mpeg2video", "mp2"),
 }
+RATES = {".flv": (22050, 11025, 44100), ".webm": (48000,), ".mpg": (44100, 48000)}
+"""Of the sound that a container takes, the first for any other."""
 TONE = 440.0
 """Hz of the sound of :func:`write_video`, and of :func:`tone`."""
 STEP = 4
@@ -51,6 +56,9 @@ def write_video(
     pictures: bool = True,
     start: int = 40,
     colour: tuple[int, int, int] | None = None,
+    heard: float | None = None,
+    times: Sequence[int] | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a video whose frame i is :func:`frame` of i, with a tone of 440 Hz.
 
@@ -58,17 +66,21 @@ def write_video(
         path: its suffix decides about container and codecs (:data:`CODECS`); folders are made.
         size: width and height, both even.
         sound: with a track of sound, silent or not.
-        rate: of the sound, Hz; flv takes 11025, 22050 or 44100 and gets 22050 for anything else.
+        rate: of the sound, Hz, if the container takes it (:data:`RATES`).
         codec: of pictures and sound, where not by suffix.
         pictures: with pictures.
         start: brightness of frame 0.
         colour: every frame this plain colour instead.
+        heard: seconds of the sound, where they are not those of the pictures.
+        times: when each frame is shown, and when the last one ends, milliseconds, where that is not every 1/fps s.
+        options: of FFmpeg's writer of the container.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     video_codec, audio_codec = codec or CODECS[path.suffix]
-    if path.suffix == ".flv" and rate not in (11025, 22050, 44100):
-        rate = 22050
-    with av.open(str(path), "w") as container:
+    if rate not in RATES.get(path.suffix, (rate,)):
+        rate = RATES[path.suffix][0]
+    with av.open(str(path), "w", options=dict(options or {})) as container:
+        packets: list[av.Packet] = []
         video = container.add_stream(video_codec, rate=fps) if pictures else None
         if video is not None:
             video.width, video.height, video.pix_fmt = *size, "yuv420p"
@@ -76,24 +88,49 @@ def write_video(
             video.gop_size = 12
         audio = container.add_stream(audio_codec, rate=rate, layout="mono") if sound else None
         if video is not None:
-            for i in range(round(seconds * fps)):
+            base = Fraction(1, fps) if times is None else Fraction(1, 1000)
+            video.codec_context.time_base = base
+            for i, time in enumerate(range(round(seconds * fps)) if times is None else times[:-1]):
                 picture = frame(i, size, start) if colour is None else np.full((size[1], size[0], 3), colour, np.uint8)
                 made = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                made.pts, made.time_base = i, Fraction(1, fps)
-                container.mux(video.encode(made))
-            container.mux(video.encode(None))
+                made.pts, made.time_base = time, base
+                packets += video.encode(made)
+            packets += video.encode(None)
+            for packet in packets if times is not None else ():
+                now = round(packet.pts * packet.time_base * 1000)
+                packet.duration = int((times[times.index(now) + 1] - now) / packet.time_base / 1000)
         if audio is not None:
-            samples = tone(seconds, rate, peak=0.0 if silent else 0.5)
-            fifo = av.AudioFifo()
-            resampler = av.AudioResampler(format=audio.format, layout="mono", rate=rate)
-            whole = av.AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
-            whole.sample_rate, whole.pts, whole.time_base = rate, 0, Fraction(1, rate)
-            for part in [*resampler.resample(whole), *resampler.resample(None)]:
-                fifo.write(part)
-            step = audio.codec_context.frame_size or 1024
-            while (part := fifo.read(step, partial=True)) is not None:
-                container.mux(audio.encode(part))
-            container.mux(audio.encode(None))
+            packets += _encode(audio, tone(heard or seconds, rate, peak=0.0 if silent else 0.5)[None], "mono", rate)
+        for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
+            container.mux(packet)
+    return path
+
+
+def _encode(stream: av.AudioStream, channels: np.ndarray, layout: str, rate: int) -> list[av.Packet]:
+    """All packets of a stream of ``channels [C, n]``, floats."""
+    whole = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels, np.float32), format="fltp", layout=layout)
+    whole.sample_rate, whole.pts, whole.time_base = rate, 0, Fraction(1, rate)
+    size = stream.codec_context.frame_size or 1024
+    to = av.AudioResampler(format=stream.format, layout=layout, rate=rate, frame_size=size)
+    parts = [*to.resample(whole), *to.resample(None), None]
+    return [packet for part in parts for packet in stream.encode(part)]
+
+
+def write_sound(
+    path: Path,
+    codec: str,
+    channels: np.ndarray,
+    layout: str = "mono",
+    rate: int = 16000,
+    options: Mapping[str, str] | None = None,
+    encoder: Mapping[str, str] | None = None,
+) -> Path:
+    """Channels ``[C, n]`` of floats with a codec of PyAV, with options of FFmpeg's writer and encoder."""
+    form = {".aac": "adts"}.get(path.suffix)
+    with av.open(str(path), "w", format=form, options=dict(options or {})) as container:
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        stream.codec_context.options = {"strict": "experimental", **(encoder or {})}  # FFmpeg's own vorbis
+        container.mux(_encode(stream, channels, layout, rate))
     return path
 
 

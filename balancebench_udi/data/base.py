@@ -7,10 +7,13 @@ and returns a :class:`Bundle`. Nothing in it knows about methods, encoders' weig
 from __future__ import annotations
 
 import abc
+import contextlib
+import csv
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -199,9 +202,20 @@ def require_root(dataset: Dataset, root: Path | None) -> Path:
     """``root``, or the sentence that tells the user to give one."""
     if root is None:
         raise UserError(f"dataset {dataset.name} needs --data-root DIR with {dataset.needs}; none was given")
-    if not root.is_dir():
+    if not os.path.isdir(root):  # Path.is_dir raises where a name is too long
         raise UserError(f"--data-root must be a folder with {dataset.needs}; {root} is not a folder")
     return root
+
+
+@contextlib.contextmanager
+def long_cells(text: str) -> Iterator[None]:
+    """Within it, ``csv`` reads cells as long as ``text``; otherwise 131072 characters, a setting of the process."""
+    before = csv.field_size_limit()
+    csv.field_size_limit(max(before, len(text)))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def fingerprint(parameters: Mapping[str, Any], *parts: bytes | np.ndarray | Tensor) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from balancebench_udi.config import Options as AnyOptions
 from balancebench_udi.config import option
-from balancebench_udi.data.base import Modality
+from balancebench_udi.data.base import Modality, long_cells
 from balancebench_udi.data.clips import PICTURES
 from balancebench_udi.data.frames import CROP, FrameTransform
 from balancebench_udi.data.media import as_candidates, read_pictures
@@ -222,8 +222,9 @@ def read_titles(path: Path, part: str) -> list[_Row]:
         UserError: a malformed line.
     """
     rows = []
-    reader = csv.reader(io.StringIO(_text(path), newline=""))
-    try:
+    content = _text(path)
+    reader = csv.reader(io.StringIO(content, newline=""))
+    with long_cells(content):
         for number, fields in enumerate(reader):
             if not fields:
                 continue
@@ -236,8 +237,6 @@ def read_titles(path: Path, part: str) -> list[_Row]:
                     f"{','.join(fields)[:80]!r} in line {reader.line_num}; fetch it again"
                 )
             rows.append(_Row(f"images/{part}/{label}/{name}", text, label, part))
-    except csv.Error as error:
-        raise UserError(f"{path} must be comma-separated, found in line {reader.line_num}: {error}") from None
     return rows
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import functools
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from balancebench_udi.data.base import Bundle, Modality, fingerprint, stratified_holdout
+from balancebench_udi.data.base import Bundle, Modality, long_cells, stratified_holdout
 from balancebench_udi.data.kinds import KINDS, Kind, ManifestOptions, Text
 from balancebench_udi.data.pack import MANIFEST, PROBLEMS, Item, Listing, Pack, Packed, Problem, Stored, read_manifest
 from balancebench_udi.errors import UserError, near_misses
@@ -30,6 +30,8 @@ COLUMNS = ("label", "id", "split", "group")
 """Columns of the CSV that are no modality; only ``label`` must be there."""
 PARTS = ("train", "val", "test")
 _KEPT = ("split", "group")  # columns that the index of a pack has, too
+LONGEST = 200
+"""Bytes of the name of a pack: file systems take 255, and what is built in its place has a longer one."""
 _GUIDE = "docs/own-data.md"
 
 
@@ -39,14 +41,6 @@ class Source:
 
     kinds: Mapping[str, Kind]
     listing: Listing
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """Of all rows, of the sizes of their files and of what is missing, wherever the folder lies."""
-        rows = [
-            [i.id, i.label, dict(i.columns), i.detail, [p.stat().st_size for p in i.files]] for i in self.listing.items
-        ]
-        return fingerprint({"rows": rows, "missing": [p.id for p in self.listing.problems]})
 
 
 class Manifest(Packed):
@@ -68,6 +62,7 @@ class Manifest(Packed):
     reference = "your own data"
     needs = "what prepare.py made of a folder of yours"
     source = f"manifest.yaml and the CSV that it names, see {_GUIDE}"
+    beside = ", or add --set manifest.name=NAME for a pack beside it"
     prepared = ("name",)
     Options = ManifestOptions
 
@@ -100,9 +95,9 @@ class Manifest(Packed):
         return self._found.listing
 
     def prepared_options(self) -> dict[str, Any]:
-        """What the YAML declares, defaults filled in, and a digest of the rows."""
+        """What the YAML declares, defaults filled in."""
         declared = [{"name": m, "kind": kind.kind, **kind.as_dict()} for m, kind in self._kinds.items()]
-        return {"modalities": declared, "rows": self._found.digest if self._found is not None else ""}
+        return {"modalities": declared}
 
     def prepared_changes(self) -> dict[str, Any]:
         """The name, which is all that finds a pack."""
@@ -112,7 +107,7 @@ class Manifest(Packed):
         """Where the pack belongs below the data root: ``packed/manifest/<name>``.
 
         Raises:
-            UserError: no name, one that is no folder's, or a pack there that was made of something else.
+            UserError: no name, or one that is no folder's.
         """
         name = self.options.name
         above = root / "packed" / self.name
@@ -121,17 +116,12 @@ class Manifest(Packed):
                 f"{self.name}.name must name prepared data, found none{_prepared(above, name)}; add --set "
                 f"{self.name}.name=NAME"
             )
-        if Path(name).name != name or name.startswith("."):
-            raise UserError(f"{self.name}.name must be a plain folder name, found {name!r}; choose another")
-        folder = above / name
-        if self._found is not None and (folder / MANIFEST).is_file():
-            there = read_manifest(folder)
-            if (there["version"], there["options"]) != (self.version, self.prepared_options()):
-                raise UserError(
-                    f"{folder} must be a pack of this source, it was made before something in it changed; remove that "
-                    f"folder to prepare again, or add --set {self.name}.name=NAME for a pack beside it"
-                )
-        return folder
+        if Path(name).name != name or name.startswith(".") or "\0" in name or len(os.fsencode(name)) > LONGEST:
+            raise UserError(
+                f"{self.name}.name must be a plain folder name of at most {LONGEST} bytes, found {name[:80]!r}; add "
+                f"--set {self.name}.name=NAME"
+            )
+        return above / name
 
     def stored(self) -> Mapping[str, Stored]:
         """As the YAML declares, in its order."""
@@ -262,10 +252,10 @@ def hold_out(target: Tensor, groups: np.ndarray | None, share: float, seed: int)
 
 
 def _find_declaration(source: Path) -> Path:
-    if source.is_file():
+    if os.path.isfile(source):  # Path.is_file raises where a name is too long
         return source
     for name in DECLARATIONS:
-        if (source / name).is_file():
+        if os.path.isfile(source / name):
             return source / name
     raise UserError(f"{source} must hold {DECLARATIONS[0]}, found none; {_GUIDE} shows how to write one")
 
@@ -375,14 +365,15 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """The named columns of a CSV, and of every row its last line in the file and its cells."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"csv must name a file, found none at {path}; correct the YAML") from None
-    except (UnicodeDecodeError, OSError):
+    except (UnicodeDecodeError, PermissionError, IsADirectoryError):
         raise UserError(f"{path} must be a CSV in UTF-8, it is not; save it as such") from None
+    except (OSError, ValueError):  # absent, or no name of a file
+        raise UserError(f"csv must name a file, found none at {str(path)!r}; correct the YAML") from None
     separator = max(",;\t", key=text.strip().partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
-        lines = [(reader.line_num, [c.strip() for c in cells]) for cells in reader if any(c.strip() for c in cells)]
+        with long_cells(text):
+            lines = [(reader.line_num, [c.strip() for c in cells]) for cells in reader if any(c.strip() for c in cells)]
     except csv.Error as error:
         raise UserError(f"{path} must be a CSV, found a mistake in line {reader.line_num}: {error}") from None
     header = lines[0][1] if lines else []

@@ -10,17 +10,16 @@ import av
 import numpy as np
 import torch
 import torchaudio
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy.signal import spectrogram as periodogram
 from torch import Tensor
 from torch.nn import functional
 
 from balancebench_udi.data.audio import read_wav
 from balancebench_udi.data.frames import segment_centres
+from balancebench_udi.data.whole import is_whole, open_media
 from balancebench_udi.errors import UserError
 
-_CUT_SHORT = 0.5
-"""Seconds that may be missing from a stream, compared with the file's own duration."""
 SILENCE = 1e-4
 """Sound whose largest magnitude stays below this is silent (full scale is 1)."""
 
@@ -60,22 +59,21 @@ def read_sound(path: Path, span: Span = WHOLE) -> tuple[Tensor, int]:
 def _wav(path: Path) -> tuple[Tensor, int]:
     try:
         return read_wav(path.read_bytes(), str(path))
-    except UserError as error:
-        if "of its header" in str(error):  # cut short, which PyAV does not notice
-            raise
-    return _decode_sound(path)  # 24-bit, float and the like
+    except UserError:  # 24-bit, float and the like, or cut short
+        return _decode_sound(path)
 
 
 def _decode_sound(path: Path) -> tuple[Tensor, int]:
     try:
-        with _open(path) as container:
+        with open_media(path) as container:
             floats = av.AudioResampler(format="fltp")
             frames = [f for part in container.decode(audio=0) for f in floats.resample(part)] + floats.resample(None)
             samples, rate = np.concatenate([f.to_ndarray().mean(0) for f in frames]), frames[0].sample_rate
-            missing = _length(container, "audio") - len(samples) / rate
+            end = max(len(samples), *(round((f.time or 0.0) * rate) + f.samples for f in frames)) / rate
+            whole = is_whole(path, container, "audio", end, max(f.samples for f in frames) / rate)
     except (av.FFmpegError, IndexError, ValueError):
-        samples, rate, missing = np.zeros(0), 1, 0.0
-    if len(samples) == 0 or missing > _CUT_SHORT:
+        samples, rate, whole = np.zeros(0), 1, False
+    if len(samples) == 0 or not whole:
         raise UserError(f"{path} must be a media file with sound, it is damaged, cut short or has none; fetch it again")
     return torch.from_numpy(samples), rate
 
@@ -85,17 +83,8 @@ def _open(path: Path) -> av.container.InputContainer:
     return av.open(str(path), metadata_errors="ignore")
 
 
-def _length(container: av.container.InputContainer, kind: str) -> float:
-    """Seconds that the file says its stream has, else that it has itself, 0 where it does not say."""
-    stream = getattr(container.streams, kind)[0]
-    if stream.duration is not None:
-        # of an .avi cut short FFmpeg shrinks the duration, not the count of frames, which has the same unit there
-        return float(max(stream.duration, stream.frames) * stream.time_base)
-    return (container.duration or 0) / av.time_base
-
-
 def read_pictures(paths: Sequence[Path], most: int | None = None) -> list[Image.Image]:
-    """Extracted pictures as RGB; the centres of ``most`` equal segments where there are more.
+    """Extracted pictures as RGB, upright by their EXIF; the centres of ``most`` equal segments where there are more.
 
     Raises:
         UserError: none, a damaged one, or one of more than 8 bits a channel.
@@ -108,12 +97,19 @@ def read_pictures(paths: Sequence[Path], most: int | None = None) -> list[Image.
             with Image.open(path) as picture:
                 if picture.mode[0] in "IF":  # Pillow would clip 16 bits to white
                     raise UserError(f"{path} must have 8 bits a channel, found mode {picture.mode}; convert it")
-                pictures.append(picture.convert("RGB"))
+                pictures.append(_upright(picture).convert("RGB"))
         except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError):
             raise UserError(f"{path} must be a whole picture, it is damaged; fetch or extract it again") from None
     if not pictures:
         raise UserError("a sample must have at least one picture, found none; extract them again")
     return pictures
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # EXIF that Pillow cannot take apart, or not put together again, lets any of them through
+        return picture
 
 
 def read_video(path: Path, fps: float, most: int | None = None, span: Span = WHOLE) -> list[Image.Image]:
@@ -127,13 +123,16 @@ def read_video(path: Path, fps: float, most: int | None = None, span: Span = WHO
     """
     pictures: list[Image.Image] = []
     origin = first = None
-    last = length = 0.0
+    last, whole = 0.0, True
     try:
-        with _open(path) as container:
-            for frame in container.decode(video=0):
+        with open_media(path) as container:
+            stream = container.streams.video[0]
+            longest = 1 / float(stream.average_rate) if stream.average_rate else 0.0
+            for frame in container.decode(stream):
                 if frame.time is None:
                     continue
                 origin = frame.time if origin is None else origin
+                longest = max(longest, float(frame.duration * (frame.time_base or 0)))
                 last = frame.time - origin  # within 0.002: times are whole milliseconds in flv and mkv
                 if last < (span.start or 0.0) - 0.002:
                     continue
@@ -143,13 +142,12 @@ def read_video(path: Path, fps: float, most: int | None = None, span: Span = WHO
                 if last - first >= len(pictures) / fps - 0.002:
                     pictures.append(frame.to_image())
             else:
-                rate = container.streams.video[0].average_rate
-                length = _length(container, "video") - (1 / float(rate) if rate else 0.0)  # where its last frame begins
+                whole = is_whole(path, container, "video", (origin or 0.0) + last, longest)
     except (av.FFmpegError, IndexError):
-        pictures, length = [], 0.0
+        pictures, whole = [], False
     if not pictures and first is None and last > 0:
         raise UserError(f"{path} must have pictures from {span.start} to {span.end} s, it ends at {last:.1f} s")
-    if not pictures or length - last > _CUT_SHORT:
+    if not pictures or not whole:
         raise UserError(f"{path} must be a whole video, it is damaged, cut short or has none; fetch it again")
     if most is not None and len(pictures) > most:
         return [pictures[i] for i in segment_centres(torch.tensor([len(pictures)]), most)[0].tolist()]

@@ -120,10 +120,12 @@ class Packed(Dataset):
     Attributes:
         prepared: names of the options that decide what a pack holds; all others are free after preparation.
         source: what ``prepare.py --source`` must hold, for error messages and lists.
+        beside: how to keep a pack and prepare another source beside it, for an error message.
     """
 
     prepared: ClassVar[tuple[str, ...]] = ()
     source: ClassVar[str]
+    beside: ClassVar[str] = ", or name another --data-root"
 
     @abc.abstractmethod
     def stored(self) -> Mapping[str, Stored]:
@@ -378,7 +380,7 @@ def _reopen(dataset: Packed, listing: Listing, source: Path, folder: Path) -> tu
     if json.loads(json.dumps(now)) != {name: manifest[name] for name in now}:
         raise UserError(
             f"{folder} must be the pack of {source} as it is now, it was made before samples, lists or the size of a "
-            "file there changed, or of another folder; remove it to prepare again, or prepare elsewhere (--data-root)"
+            f"file there changed, or of another source; remove that folder to prepare again{dataset.beside}"
         )
     return manifest, problems
 

@@ -50,7 +50,7 @@ class Media:
 
 
 def find_media(source: Path, frames: str, name: Callable[[str], Hashable | None]) -> Media:
-    """Everything below ``source`` that ``name`` recognises, at any depth.
+    """Everything below ``source`` that ``name`` recognises, at any depth, in each folder once however it is linked.
 
     Args:
         frames: regular expression of the name of a folder that may hold folders of frames, one a clip.
@@ -61,7 +61,13 @@ def find_media(source: Path, frames: str, name: Callable[[str], Hashable | None]
     """
     kinds = dict.fromkeys(SOUND, "sounds") | dict.fromkeys(VIDEO, "videos")
     found: dict[str, dict[Hashable, Path]] = {"sounds": {}, "videos": {}, "frames": {}}
+    seen: set[tuple[int, int]] = set()
     for folder, below, files in os.walk(source, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # by a link
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         below.sort()
         here = Path(folder)
         suffixes = {file: os.path.splitext(file)[1].lower() for file in sorted(files)}

@@ -54,6 +54,7 @@ WRONG = {
     "no method": (("--methods", ",", *QUICK), r"--methods needs at least one value, found ','"),
     "dataset": (("--methods", "joint", "--dataset", "digit"), r"no dataset called 'digit'; did you mean 'digits'"),
     "protocol": (("--methods", "joint", "--protocol", "qick"), r"no protocol called 'qick'; did you mean 'quick'"),
+    "name that is too long": (("--methods", "joint", "--protocol", "x" * 300), r"xxx\.\.\. must be .*name too long"),
     "protocol file": (("--methods", "joint", "--protocol", "absent.yaml"), r"no protocol called 'absent.yaml'"),
     "option of a method": (
         ("--methods", "ogm", *QUICK, "--set", "ogm.alhpa=1"),

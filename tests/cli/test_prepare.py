@@ -447,6 +447,15 @@ WRONG = {
     "no source": (("cremad",), r"cremad needs --source DIR with CREMA-D .*VideoFlash/.*; none was given"),
     "no source of other data": (("utd_mhad",), r"utd_mhad needs --source DIR with utd_mhad/"),
     "source absent": (("cremad", "--source", "nowhere"), r"--source must be a folder, found none at nowhere"),
+    "source longer than any name": (
+        ("cremad", "--source", "a" * 300),
+        r"--source must be a folder, found none at a{300}$",
+    ),
+    "source that is a file": (
+        ("utd_mhad", "--source", ROOT / "README.md"),
+        r"--source must be a folder with utd_mhad/.*",
+    ),
+    "source without MNIST": (("cgmnist", "--source", "."), r"^--source must hold MNIST's four IDX files"),
     "source of something else": (("cremad", "--source", "."), r"must hold CREMA-D .*found no VideoFlash/"),
     "no workers": (("cremad", "--source", ".", "--workers", "0"), r"--workers must be at least 1, found 0"),
     "workers in words": (("cremad", "--source", ".", "--workers", "two"), r"--workers: invalid int value: 'two'"),

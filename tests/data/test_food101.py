@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from balancebench_udi.data.food101 import FEATURE_IDS, FEATURES, Food101, Food101Options
+from balancebench_udi.data.food101 import FEATURE_IDS, FEATURES, Food101, Food101Options, read_titles
 from balancebench_udi.data.loader import Loader
 from balancebench_udi.data.pack import prepare
 from balancebench_udi.data.text import tokens, words
@@ -272,7 +272,8 @@ def texts(prepared):
         ("apple_pie_1.jpg,apple_pie", "lines such as"),
         ("apple_pie_1,Pie,apple_pie", "lines such as"),
         ("apple_pie_1.jpg,Pie,", "lines such as"),
-        ('apple_pie_1.jpg,"' + "x" * 140000 + '",apple_pie', "must be comma-separated"),
+        ('apple_pie_1.jpg,"' + "x" * 140000 + '"', "lines such as .* found 'apple_pie_1.jpg,x{64}' in line 3"),
+        ('apple_pie_1.jpg,"Pie,apple_pie', "lines such as"),
     ],
 )
 def test_malformed_titles(source, tmp_path, line, message):
@@ -281,6 +282,16 @@ def test_malformed_titles(source, tmp_path, line, message):
     path.write_text("\n".join([*lines[:2], line, *lines[2:]]) + "\n")
     with pytest.raises(UserError, match=message):
         dataset().listing(source)
+
+
+def test_a_title_of_any_length(source):
+    path, limit = source / "texts" / "test_titles.csv", csv.field_size_limit()
+    before = read_titles(path, "test")
+    path.write_text(path.read_text() + 'apple_pie_77.jpg,"' + "pie, " * 40000 + '",apple_pie\n')
+    *rows, last = read_titles(path, "test")
+    assert rows == before
+    assert (last.text, last.label) == (("pie, " * 40000).strip(), "apple_pie")
+    assert csv.field_size_limit() == limit
 
 
 @pytest.mark.parametrize("part", ["train", "test"])

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from balancebench_udi.data.loader import Loader
 from balancebench_udi.data.manifest import Manifest, hold_out, read_source
 from balancebench_udi.data.media import SPECTROGRAMS, as_candidates, read_pictures, read_sound, read_video
 from balancebench_udi.data.pack import prepare
-from balancebench_udi.data.text import tokens
+from balancebench_udi.data.text import VOCABULARY, tokens
 from balancebench_udi.errors import UserError
 from benchmarks.prepare import main as prepare_main
 from benchmarks.run import main as run_main
@@ -459,7 +460,7 @@ def test_any_change_is_another_fingerprint(tmp_path, edit):
     edit(source)
     assert prepared(source, tmp_path / "b").manifest["fingerprint"] != first.manifest["fingerprint"]
     if edit is not edit_file:  # of the same size: only reading it would tell
-        with pytest.raises(UserError, match=r"made before something in it changed; remove that folder .*name=NAME"):
+        with pytest.raises(UserError, match=r"it was made before .* changed, .*; remove that folder .*name=NAME"):
             prepared(source, tmp_path / "a")
     assert prepared(source, tmp_path / "a", name="second").decoded > 0
 
@@ -472,7 +473,7 @@ def test_a_file_that_was_supplied_later_is_noticed(tmp_path):
     assert prepared(source, tmp_path).manifest["left_out"] == 1
     assert prepared(source, tmp_path).decoded == 0
     path.write_bytes(content)
-    with pytest.raises(UserError, match="something in it changed"):
+    with pytest.raises(UserError, match="it was made before samples, lists or the size of a file there changed"):
         prepared(source, tmp_path)
 
 
@@ -516,9 +517,15 @@ def test_names(tmp_path):
         Manifest().load(tmp_path)
     with pytest.raises(UserError, match=r"found none; did you mean 'mine'\?; call python"):
         Manifest(ManifestOptions(name="mind")).load(tmp_path)
-    for name in ("a/b", "..", ".", "/etc", ".hidden"):
-        with pytest.raises(UserError, match="must be a plain folder name"):
+    for name in ("a/b", "..", ".", "/etc", ".hidden", "a\0b", "a" * 300, "a" * 201, "\xe4" * 101):
+        with pytest.raises(
+            UserError, match=r"must be a plain folder name of at most 200 bytes, found '[^ ]{1,80}'; add"
+        ):
             Manifest(ManifestOptions(name=name)).load(tmp_path)
+        with pytest.raises(UserError, match="must be a plain folder name"):
+            prepared(source, tmp_path, name=name)
+    prepared(source, tmp_path, name="\xe4" * 100)
+    assert len(Manifest(ManifestOptions(name="\xe4" * 100)).load(tmp_path).classes) == 2
     with pytest.raises(UserError, match="needs --data-root DIR"):
         Manifest(ManifestOptions(name="mine")).load(None)
     with pytest.raises(UserError, match="call for_source"):
@@ -531,7 +538,7 @@ def test_a_pack_of_another_version(tmp_path, monkeypatch):
     monkeypatch.setattr(Manifest, "version", 2)
     with pytest.raises(UserError, match="must be of version 2 of dataset manifest, found 1; remove it"):
         Manifest(ManifestOptions(name="mine")).load(tmp_path)
-    with pytest.raises(UserError, match="something in it changed"):
+    with pytest.raises(UserError, match="it was made before samples, lists or the size of a file there changed"):
         prepared(source, tmp_path)
 
 
@@ -746,6 +753,14 @@ def test_nothing_is_there(tmp_path):
             "csv: clip.csv\nmodalities: {pose: {kind: npy}, caption: {kind: text}}",
             "csv must name a file, found none at",
         ),
+        (
+            'csv: "clips\\0.csv"\nmodalities: {pose: {kind: npy}, caption: {kind: text}}',
+            r"csv must name a file, found none at '.*clips\\x00\.csv'; correct the YAML",
+        ),
+        (
+            f"csv: {'a' * 300}\nmodalities: {{pose: {{kind: npy}}, caption: {{kind: text}}}}",
+            r"csv must name a file, found none at '.*a{300}'; correct the YAML",
+        ),
     ],
 )
 def test_mistakes_in_the_yaml(tmp_path, text, message):
@@ -827,6 +842,29 @@ def test_a_text_taken_for_a_path(tmp_path):
     source = poses(tmp_path / "mine", caption=lambda i: "word " * 200)
     write_yaml(source, {**POSES, "caption": {"kind": "image"}})
     refused(source, "found none of 12, the first: .* must be a file, it is missing")
+
+
+@pytest.mark.parametrize("kind", ["audio", "video", "image", "npy"])
+@pytest.mark.parametrize("cell", ["a\0b", "a" * 300, "a/" * 3000])
+def test_what_cannot_be_a_path(tmp_path, kind, cell):
+    source = poses(tmp_path / "mine", other=lambda i: cell)
+    write_yaml(source, {**POSES, "other": {"kind": kind}})
+    refused(source, "found none of 12, the first: .* must be a file, it is missing")
+
+
+def test_a_source_longer_than_any_name():
+    refused(Path("a" * 300), r"a{300} must hold manifest\.yaml, found none")
+
+
+def test_a_text_of_any_length(tmp_path):
+    """Python's csv takes 131072 characters a cell, for the whole process."""
+    limit = csv.field_size_limit()
+    source = poses(tmp_path / "mine", caption=lambda i: "of all words " + "word " * 30000 if i == 3 else "one two")
+    bundle = loaded(source, tmp_path)
+    assert csv.field_size_limit() == limit
+    texts = torch.cat([bundle.split(s).stored("caption", torch.arange(len(bundle.split(s)))) for s in SPLITS])
+    expected = torch.from_numpy(tokens("of all words word", 4, VOCABULARY))
+    assert (texts == expected).all(1).sum() == 1
 
 
 def test_reading_a_source_reads_no_media(everything, monkeypatch):

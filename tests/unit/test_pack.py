@@ -549,7 +549,8 @@ def test_a_whole_pack_of_another_source_is_not_taken_for_this_one(source, root, 
         monkeypatch.setattr(Toy, "version", 2)
         monkeypatch.setattr(Toy, "key", lambda self: made.folder.name)
     with pytest.raises(
-        UserError, match=rf"{made.folder} must be the pack of .* as it is now, .*; remove it to prepare"
+        UserError,
+        match=rf"{made.folder} must be the pack of .* as it is now, .*; remove that folder to prepare again, or",
     ):
         prepare(source, root)
     assert contents(made.folder) == before
