@@ -142,6 +142,10 @@ MAIN, BUDGET, WEIGHTS, ABLATION = "udi-main", "udi-budget", "udi-weights", "udi-
 AGM, OGM, MMPARETO = "agm", "ogm", "mmpareto"
 QUOTES: list[tuple[str, list[tuple[str, ...]]]] = [
     ("{} %, where gray alone reaches {} %", [(MAIN, "joint", "CG-MNIST"), (MAIN, "unimodal", "CG-MNIST")]),
+    (
+        "has {} for joint training and {} for PMR",
+        [("pmr-paper", "joint", "CG-MNIST (concat)"), ("pmr-paper", "PMR", "CG-MNIST (concat)")],
+    ),
     ("linear probe reads {} %", [("cgmnist-small", "joint", "cgmnist", "probe/gray")]),
     ("is right for {} %", [("avdigits-small", "joint", "avdigits", "share/audio")]),
     (
