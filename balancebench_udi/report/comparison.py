@@ -12,7 +12,7 @@ import pandas as pd
 from balancebench_udi.errors import UserError
 from balancebench_udi.report import rendering
 from balancebench_udi.report.budget import at_budget, budget_curve
-from balancebench_udi.report.contest import CAUTION, MARKED, Contest, contest, finding
+from balancebench_udi.report.contest import CAUTION, MARKED, Contest, contest, finding, fullest, listed
 from balancebench_udi.spec import canonical
 from balancebench_udi.store import Store
 
@@ -65,6 +65,7 @@ class Comparison:
         notes: machines, and what each column means.
         findings: what the accuracies say, for readers without statistics, a sentence each; none without a contest.
         contest: the methods compared with the best one; None where there is nothing to test.
+        fullest: the methods with the most seeds; only they can be best.
         modalities: in the order of fusion.
         reference: the method that costs are relative to; None where it is not in the table.
     """
@@ -77,6 +78,7 @@ class Comparison:
     notes: tuple[str, ...]
     findings: tuple[str, ...]
     contest: Contest | None
+    fullest: tuple[str, ...]
     modalities: tuple[str, ...]
     reference: str | None
 
@@ -162,11 +164,17 @@ def compare(
         if one is not None and all("curves" in r["result"] for r in records):
             row |= _at_budgets(group, select, one["passes"])
         rows.append(row)
+    full = tuple(fullest(runs))
     caption, notes = _caption(runs, select, wanted, held), _notes(runs, select, reference, untimed)
-    findings = (finding(rows[0]["dataset"], held), CAUTION) if held else ()
+    findings: tuple[str, ...] = (finding(rows[0]["dataset"], held), CAUTION) if held else ()
+    if len(full) == 1 < len(runs):
+        others = listed([method for method in runs if method not in full])
+        findings = (f"Nothing is compared: the seeds of {full[0]} are still to train with {others}.",)
     title = f"{rows[0]['dataset']}, protocol {rows[0]['protocol']}"
     table = pd.DataFrame(rows)
-    return Comparison(title, select, table, tuple(published), caption, notes, findings, held, modalities, reference)
+    return Comparison(
+        title, select, table, tuple(published), caption, notes, findings, held, full, modalities, reference
+    )
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
@@ -293,7 +301,7 @@ def _caption(
     encoders = ", ".join(f"{m} {_described(spec['encoders'][m])}" for m in modalities)
     seeds = {method: [r["spec"]["seed"] for r in group] for method, group in runs.items()}
     union = sorted({seed for group in seeds.values() for seed in group})
-    among = " among the methods with the most seeds" if held and held.left else ""
+    among = " among the methods with the most seeds" if len(fullest(runs)) < len(runs) else ""
     fewer = [f"; {m} has {', '.join(map(str, s))}" for m, s in seeds.items() if s != union]
     return (
         f"Test split of {spec['dataset']} v{spec['dataset_version']} ({'; '.join(parts)}; "

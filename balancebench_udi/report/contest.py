@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,9 +57,10 @@ class Contest:
 
 
 def fullest(rows: Mapping[str, Records]) -> list[str]:
-    """The rows with the most seeds, as long as these are the same seeds."""
-    seeds = {row: {record["spec"]["seed"] for record in records} for row, records in rows.items()}
-    most = max(seeds.values(), key=len)
+    """The rows with the most seeds, as long as these are the same seeds: of equally many, those that most rows have."""
+    seeds = {row: frozenset(record["spec"]["seed"] for record in records) for row, records in rows.items()}
+    shared = Counter(seeds.values())
+    most = max(shared, key=lambda found: (len(found), shared[found]))
     return [row for row, mine in seeds.items() if most and mine == most]
 
 

@@ -227,6 +227,7 @@ def analyse(group: Group, slug: str, select: str, roles: Roles) -> Part:
     alone = next((label for label in rows if all(group.hits(label, name) for name in whole)), None)
     scores = pd.concat([group.scores(), _probe_gaps(group, alone)], axis=1).groupby(level=0, sort=False)
     fused = {label: group.hits(label, "fused") for label in group.rows}
+    main = {label: fused[label] for label in _main(group).values()}  # to pick among variants is to select on test
     single = [label for label, method in group.methods.items() if method in roles.single]
     readout, measured, lost, remedies = None, "alone", [], []
     if reference is not None:
@@ -242,8 +243,7 @@ def analyse(group: Group, slug: str, select: str, roles: Roles) -> Part:
             lost = advice.gaps({m: group.hits(alone, f"{measured}/{m}") for m in modalities}, inside[reference])
         passes = dict(zip(comparison.table["method"], comparison.table["passes_relative"], strict=True))
         starved = [gap.modality for gap in lost if gap.starved]
-        remedies = advice.remedies(fused, inside, reference, starved, passes)
-    main = {label: fused[label] for label in _main(group).values()}  # to pick among variants is to select on test
+        remedies = advice.remedies(main, {label: inside[label] for label in main}, reference, starved, passes)
     choice = advice.choose(main, reference, remedies, single)
     told = advice.sentences(reference or roles.reference, readout, lost, remedies, choice, single, measured)
     mean, sd = scores.mean(), scores.std(ddof=1)
@@ -494,13 +494,13 @@ def _ranks(parts: Sequence[Part]) -> str:
 def _card(facts: MethodFacts, parts: Sequence[Part], drawn: Sequence[Part]) -> str:
     """What a method is, where it wins, what it costs."""
     mine = [(part, label) for part in parts for label, name in part.group.methods.items() if name == facts.name]
-    won = [part.group.title for part, label in mine if part.leaders and part.leaders.best == label]
-    level = [p.group.title for p, label in mine if p.leaders and label in p.leaders.ties and p.leaders.best != label]
+    won = {part.group.title: None for part, label in mine if part.leaders and part.leaders.best == label}
+    level = {p.group.title: None for p, label in mine if p.leaders and label in p.leaders.ties}
     about = {
         "Family": escape(facts.family) or "not known here",
         "Reference": elements.linked(facts.reference) or "not known here",
-        "Most accurate": _some(won),
-        "Not told from the best": _some(level),
+        "Most accurate": _some([*won]),
+        "Not told from the best": _some([title for title in level if title not in won]),
     }
     rows = []
     for part, label in [(part, label) for part, label in mine if part in drawn]:

@@ -118,7 +118,7 @@ def _cells(comparison: Comparison, column: _Column, style: Style) -> list[str]:
     """The column in print; means that print alike are best together."""
     table, contest = comparison.table.set_index("method"), comparison.contest
     means = [_number(v, column.scale, column.digits) for v in table[column.name]]
-    rivals = table.loc[list(contest.means) if contest else table.index, column.name].dropna()
+    rivals = table.loc[list(comparison.fullest), column.name].dropna()
     best = _number(rivals.max(), column.scale, column.digits) if column.best and len(rivals) > 1 else None
     close = contest.close if contest and column.name == "accuracy" else ()
     spreads = table.get(f"{column.name}_sd", [float("nan")] * len(means))

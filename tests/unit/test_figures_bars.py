@@ -145,6 +145,22 @@ def test_encoders_are_read_by_the_fairest_readout_that_all_have(kinds, value):
     assert f"inside the method ({kind})" in names(drawing.figure.legends[0].get_texts())
 
 
+def test_probes_are_compared_with_probes():
+    """The best single modality is what it predicts by itself, by its own head."""
+    records = problem()
+    for record in records[:3]:
+        record["result"]["readings"]["best_val"]["test"] |= {"probe/audio": 0.5, "probe/visual": 0.9375}
+    drawing = joint_against_alone(records, "best_val", "single")
+    audio, visual, fused = drawing.figure.axes
+    assert [bars(axes).datavalues[0] for axes in (audio, visual, fused)] == [50, 93.75, 87.5]
+    assert "trained alone (probe; under fused: audio)" in names(drawing.figure.legends[0].get_texts())
+    assert "(single, probe; dashed line)" in drawing.caption
+    assert "trained alone (probe) and inside the methods (probe)" in drawing.alt
+    assert_readable(drawing)
+    del records[1]["result"]["readings"]["best_val"]["test"]["probe/audio"]
+    assert "(single, own head; dashed line)" in joint_against_alone(records, "best_val", "single").caption
+
+
 def test_a_readout_that_one_run_lacks_is_not_used():
     records = problem()
     del records[4]["result"]["readings"]["best_val"]["test"]["probe/visual"]
@@ -160,7 +176,7 @@ def test_kinds_of_bars_differ_without_colour():
     assert len(set(hatches)) == 3
     assert [p.get_hatch() for p in figure.legends[0].get_patches()] == hatches
     assert names(figure.legends[0].get_texts()) == [
-        "trained alone (under fused: audio)",
+        "trained alone (own head; under fused: audio)",
         "inside the method (probe)",
         "fused",
     ]
@@ -171,13 +187,13 @@ def test_kinds_of_bars_differ_without_colour():
 def test_words_of_the_modalities_figure():
     drawing = joint_against_alone(problem(), "best_val", "single")
     assert drawing.alt == (
-        "Test accuracy in percent of each modality trained alone and inside the methods (probe). "
+        "Test accuracy in percent of each modality trained alone (own head) and inside the methods (probe). "
         "audio: 87.5 trained alone, 25.0 (joint) to 75.0 (other); visual: 50.0 trained alone, 12.5 (joint) to "
         "62.5 (other); fused: 87.5 by audio alone, 62.5 (joint) to 87.5 (other)."
     )
     assert "toy, protocol quick v1, read at best_val; mean over 3 seeds" in drawing.caption
     assert "(single, own head; dashed line)" in drawing.caption
-    assert "the best modality trained alone (audio)" in drawing.caption
+    assert "the best modality trained alone (audio, own head)" in drawing.caption
 
 
 def test_one_seed_and_two_methods():

@@ -614,6 +614,25 @@ def test_a_variant_is_not_recommended():
     assert "Use cure: 10.0 points" in told
 
 
+def test_a_variant_is_no_remedy():
+    """However many there are: they would correct the tests of the others away, too."""
+
+    def records(alphas):
+        for seed in range(3):
+            yield run("base", seed, 0.6, {"probe/audio": 0.6, "probe/visual": 0.5})
+            heads = {"alone/audio": 0.5, "alone/visual": 0.5}
+            yield run("apart", seed, 0.7, {**heads, "probe/audio": 0.9, "probe/visual": 0.5})
+            for alpha in alphas:
+                scores = {"probe/audio": 0.6 if alpha == 1 else 0.9, "probe/visual": 0.5}
+                yield run("cure", seed, 0.7, scores, method_options={"alpha": alpha})
+
+    def recovered(alphas):
+        return re.search(r"Recovered beyond chance, audio: .*?\.(?= |$)", words(made([*records(alphas)]))).group()
+
+    assert recovered([1, 9]) == recovered([1]) == recovered([1, *range(9, 40)])
+    assert "cure" not in recovered([1, 9])
+
+
 def test_probes_are_compared_with_probes():
     """A head that was not trained to the end understates what its encoder knows."""
 

@@ -29,14 +29,15 @@ BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
 def joint_against_alone(records: Sequence[Mapping[str, Any]], select: str, alone: str) -> Drawing:
     """A panel a modality: its accuracy trained alone, and what each method's encoder still gives; a last one, fused.
 
-    The encoders are read by the first of ``probe``, ``share`` and ``masked`` that every method has for every modality.
+    The encoders are read by the first of ``probe``, ``share`` and ``masked`` that every method has for every modality:
+    if by a probe, those trained alone are read by one, too, where they have it, else by their own heads.
     The last panel compares the fused accuracies with the best modality trained alone. As Figure 1 of the UDI paper,
     IJCAI 2025, https://arxiv.org/abs/2509.02281.
 
     Args:
         records: of one dataset and protocol, as :func:`balancebench_udi.store.read_record` returns them.
         select: the reading: ``last``, ``best_val`` or ``best_test``.
-        alone: the method that trains every modality by itself; its ``alone/m`` scores are used.
+        alone: the method that trains every modality by itself; it must have all ``alone/m`` scores.
 
     Raises:
         UserError: ``alone`` has no records or not every ``alone/m``, there is no other method, no read-out that all
@@ -63,10 +64,12 @@ def joint_against_alone(records: Sequence[Mapping[str, Any]], select: str, alone
             "train the older runs again"
         )
     strongest = max(modalities, key=lambda m: mean.loc[alone, f"alone/{m}"])
-    pairs = {m: (f"alone/{m}", f"{readout}/{m}") for m in modalities} | {"fused": (f"alone/{strongest}", "accuracy")}
+    probed = readout == "probe" and _complete(runs, [alone], [f"probe/{m}" for m in modalities])
+    read, how = ("probe", "probe") if probed else ("alone", "own head")
+    pairs = {m: (f"{read}/{m}", f"{readout}/{m}") for m in modalities} | {"fused": (f"alone/{strongest}", "accuracy")}
 
     kinds = {
-        f"{ALONE} (under fused: {strongest})": {"color": COLOURS[5], "hatch": HATCHES[0]},
+        f"{ALONE} ({how}; under fused: {strongest})": {"color": COLOURS[5], "hatch": HATCHES[0]},
         f"inside the method ({readout})": {"color": COLOURS[4], "hatch": HATCHES[1]},
         "fused": {"color": COLOURS[7], "hatch": HATCHES[2]},
     }
@@ -102,11 +105,11 @@ def joint_against_alone(records: Sequence[Mapping[str, Any]], select: str, alone
     ]
     return Drawing(
         figure,
-        f"Test accuracy in percent of each modality trained alone and inside the methods ({readout}). "
+        f"Test accuracy in percent of each modality trained alone ({how}) and inside the methods ({readout}). "
         f"{'; '.join(told)}.",
-        f"Test accuracy of every modality trained alone ({alone}, own head; dashed line) and of what each method's "
+        f"Test accuracy of every modality trained alone ({alone}, {how}; dashed line) and of what each method's "
         f"encoder still gives ({readout}: {READOUTS[readout]}); last, fused accuracies against the best modality "
-        f"trained alone ({strongest}); "
+        f"trained alone ({strongest}, own head); "
         f"{comparison.title}, read at {select}; mean over {counted(comparison.table['n'])}; "
         "lines: one standard deviation over seeds.",
     )
