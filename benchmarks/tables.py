@@ -443,7 +443,7 @@ def _paces(place: Place, archive: Archive) -> list[float]:
         return []
     name = place.wanted.protocol.name.removesuffix("+")
     return [
-        record["cost"]["wall_seconds"] / record["spec"]["epochs"]
+        sum(p["seconds"] + p["evaluation_seconds"] for p in record["cost"]["phases"]) / record["spec"]["epochs"]
         for record in archive.of(place.column.dataset, place.row.method)
         if record["spec"]["protocol"].removesuffix("+") == name
     ]

@@ -35,7 +35,9 @@ def is_whole(path: Path, container: av.container.InputContainer, kind: str, end:
     A file passes that was cut where it might as well end: ``.aac`` between two frames; ``.mp3`` between two frames, or
     anywhere if its bit rate varies, without a Xing or VBRI header; ``.mpg`` between two packets, unless it has sound of
     a constant bit rate; what was streamed, so that no header states a length: ``.wav`` anywhere, ``.mkv``, ``.webm``
-    and ``.mp4`` between two blocks or fragments. Of MPEG-TS nothing but a torn frame of sound is noticed.
+    and ``.mp4`` between two blocks or fragments. Of MPEG-TS nothing but a torn frame of sound is noticed. Refused
+    though whole are a streamed ``.avi``, whose header states lengths that are none, ogg without a page that is marked
+    as the last, and ``.mp3`` of a constant bit rate with zeros or lyrics behind it.
 
     Args:
         end: seconds at which the last frame begins (of pictures) or ends (of sound).
@@ -45,6 +47,8 @@ def is_whole(path: Path, container: av.container.InputContainer, kind: str, end:
         return False
     if container.format.name in _UNSTATED:
         return not _ends_in_a_frame(path)
+    if container.format.name == "matroska,webm" and not _states_duration(path):  # FFmpeg guesses one
+        return True
     stream = getattr(container.streams, kind)[0]
     if own := stream.duration is not None and container.format.name not in _TOGETHER:
         stated = float(stream.duration * stream.time_base)
@@ -73,6 +77,13 @@ def _ends_in_a_frame(path: Path) -> bool:
     with open_media(path) as container:
         sizes = [p.size for p in container.demux() if p.size and p.stream.type == "audio"]
     return len(sizes) > 2 and max(sizes[:-1]) - min(sizes[:-1]) <= 1 and sizes[-1] < min(sizes[:-1])
+
+
+def _states_duration(path: Path) -> bool:
+    """Whether the header of a Matroska file, before its first cluster, has the element Duration, of 4 or 8 bytes."""
+    with path.open("rb") as file:
+        header = file.read(2**20).partition(b"\x1f\x43\xb6\x75")[0]
+    return b"\x44\x89\x84" in header or b"\x44\x89\x88" in header
 
 
 def _is_torn(path: Path) -> bool:

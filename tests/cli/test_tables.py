@@ -97,6 +97,9 @@ def fake(out: Path, row: Row, column: Column, seed: int, select: str = "best_val
     full = {"precision": "fp32", **runs.spec, "fingerprint": "0" * 12, "encoders": encoders, "seed": seed, **spec}
     reading = {"test": {"accuracy": 0.5 + seed / 40}, "predictions": {"fused": pack(fused)}}
     ones = {"m0": 1, "m1": 1}
+    epochs = full["epochs"]
+    phase = {"seconds": 90.0 * epochs, "cpu_seconds": 90.0 * epochs, "evaluation_seconds": 10.0 * epochs}
+    phase |= {"phase": "training", "reused_from": None, "forward": ones, "backward": ones}
     record = {
         "key": f"{row.name}-{seed}-{len(list(out.glob('records/*/*/*')))}",
         "cell": "a",
@@ -107,7 +110,10 @@ def fake(out: Path, row: Row, column: Column, seed: int, select: str = "best_val
             "modalities": ["m0", "m1"],
             "passes": {"forward": ones, "backward": ones},
         },
-        "cost": {"phases": [], "wall_seconds": 100.0 * full["epochs"]},
+        "cost": {
+            "phases": [phase],
+            "wall_seconds": 1.0,  # of the last of several processes
+        },
         "data": {"classes": ["x", "y"], "facts": {}},
         "machine": {"device_type": "cpu", "device": "Some CPU", "threads": 1, "torch": "2.0"},
     }

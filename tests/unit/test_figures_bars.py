@@ -374,7 +374,7 @@ def test_confusion_of_many_classes_stays_readable(classes, values, ticks):
     assert len(axes.texts) == values
     step = math.ceil(classes / 30)
     for labelled in (axes.get_xticklabels(), axes.get_yticklabels()):
-        assert names(labelled) == [shortened(name) for name in labels[::step]]
+        assert names(labelled) == shortened(labels)[::step]
         assert len(labelled) == ticks
     assert list(axes.get_xticks()) == list(axes.get_yticks()) == list(range(0, classes, step))
     assert axes.get_xlim() == (-0.5, classes - 0.5)
@@ -382,9 +382,15 @@ def test_confusion_of_many_classes_stays_readable(classes, values, ticks):
 
 
 def test_names_are_shortened_in_the_middle():
-    assert shortened("fourteen chars") == "fourteen chars"
-    assert shortened("long_class_name_07") == "long_clas…e_07"
-    assert len(shortened("x" * 50, 16)) == 16
+    assert shortened(["fourteen chars", "long_class_name_07"]) == ["fourteen chars", "long_clas…e_07"]
+    assert len(shortened(["x" * 50], 16)[0]) == 16
+
+
+def test_names_that_end_alike_stay_different():
+    """UTD-MHAD has these."""
+    names = ["draw circle clockwise", "draw circle counterclockwise", "draw triangle"]
+    assert shortened(names, 16) == ["draw … clockwise", "draw …rclockwise", "draw triangle"]
+    assert shortened(["a" * 30, "a" * 29], 16) == ["aaaaaaaaaaa…aaaa"] * 2  # nothing tells them apart
 
 
 def test_seeds_are_counted():

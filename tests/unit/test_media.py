@@ -153,7 +153,8 @@ KINDS = [*SOUNDS, *WRITERS, *(f"a{suffix}" for suffix in CODECS)]
 def write_kind(path, seconds):
     """One of ``KINDS``."""
     if path.name not in SOUNDS:
-        return write_video(path, seconds, options=WRITERS.get(path.name))
+        codec = ("mpeg4", "mp3") if path.name == "mp3.mkv" else None
+        return write_video(path, seconds, codec=codec, options=WRITERS.get(path.name))
     codec, how = SOUNDS[path.name]
     wave = tone(seconds, how.get("rate", 16000)) * np.linspace(0, 1, round(seconds * how.get("rate", 16000))) ** 3
     return write_sound(path, codec, wave[None].repeat(1 + ("layout" in how), 0), **how)
@@ -337,6 +338,7 @@ class Pipe:
         ("a.opus", "ogg"),
         ("bare.mp3", "mp3"),
         ("a.mkv", "matroska"),
+        ("mp3.mkv", "matroska"),
         ("a.webm", "webm"),
         ("a.flv", "flv"),
     ],

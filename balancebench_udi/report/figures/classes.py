@@ -73,7 +73,7 @@ def per_class_differences(
             error_kw={"ecolor": "black", "elinewidth": 1, "capsize": 2},
         )
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_yticks(range(len(kept)), [shortened(n, 16) for n in kept.index], fontsize=8, parse_math=False)
+        axes.set_yticks(range(len(kept)), shortened([*kept.index], 16), fontsize=8, parse_math=False)
         axes.set_ylim(len(kept) - 0.4, -0.6)
         axes.grid(False, axis="y")
     best, worst = shown.iloc[0], shown.iloc[-1]
@@ -113,7 +113,7 @@ def confusion(records: Sequence[Mapping[str, Any]], select: str, method: str) ->
         image = axes.imshow(share, cmap="cividis", vmin=0, vmax=100, interpolation="nearest")
         figure.colorbar(image, ax=axes, label="share of the true class (%)", shrink=0.85)
         axes.set(xlabel="predicted class", ylabel="true class")
-        _name(axes, [shortened(name) for name in names])
+        _name(axes, shortened(names))
         if len(names) <= VALUES:
             for row, column in np.argwhere(np.isfinite(share)):
                 value = share[row, column]
@@ -160,9 +160,16 @@ def counted(numbers: Sequence[int]) -> str:
     return f"{high} seed{'s' * (high > 1)}" if low == high else f"{low} to {high} seeds"
 
 
-def shortened(name: str, most: int = 14) -> str:
-    """``name`` in at most ``most`` characters: its beginning and its last four, which often tell siblings apart."""
-    return name if len(name) <= most else f"{name[: most - 5]}…{name[-4:]}"
+def shortened(names: Sequence[str], most: int = 14) -> list[str]:
+    """Each in at most ``most`` characters: its beginning, and of its end four or as many as tell it from the others."""
+
+    def short(name: str, end: int) -> str:
+        return name if len(name) <= most else f"{name[: most - 1 - end]}…{name[-end:]}"
+
+    def alone(name: str, end: int) -> bool:
+        return all(short(other, end) != short(name, end) for other in names if other != name)
+
+    return [short(name, next((end for end in range(4, most - 1) if alone(name, end)), 4)) for name in names]
 
 
 def _of(found: Mapping[str, Mapping[int, np.ndarray]], method: str) -> Mapping[int, np.ndarray]:

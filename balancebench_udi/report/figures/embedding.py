@@ -112,8 +112,8 @@ def draw(coordinates: pd.DataFrame, classes: Sequence[str], title: str) -> Drawi
             axes.spines[:].set_color("0.7")
             told.append(f"{same:.1f} % in {name} ({len(part)} samples)")
         handles = panels[0].get_lines()
-        for handle, index in zip(handles, present, strict=True):
-            handle.set_label(shortened(classes[index]))
+        for handle, name in zip(handles, shortened([classes[index] for index in present]), strict=True):
+            handle.set_label(name)
         figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False, markerscale=1.4)
     return Drawing(
         figure,

@@ -59,7 +59,7 @@ def accuracy_intervals(records: Sequence[Mapping[str, Any]], select: str) -> Dra
             axes.plot(mean[row], row, **(open_ if method in apart else look))
             numbers = f"{mean[row]:.1f} [{low[row]:.1f}, {high[row]:.1f}]"
             axes.text(1.02, row, numbers, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
-        axes.set_yticks(rows, [shortened(method, 24) for method in hits], parse_math=False)
+        axes.set_yticks(rows, shortened([*hits], 24), parse_math=False)
         axes.set_ylim(len(hits) - 0.4, -0.6)
         axes.grid(False, axis="y")
         figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)

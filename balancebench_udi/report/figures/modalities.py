@@ -91,9 +91,7 @@ def joint_against_alone(records: Sequence[Mapping[str, Any]], select: str, alone
             axes.tick_params(labelsize=8, labelbottom=True)
         for axes in panels[: len(pairs)][-columns:]:
             axes.set_xlabel("test accuracy (%)", fontsize=8)
-        panels[0].set_yticks(
-            range(1 + len(others)), [ALONE, *(shortened(name, 24) for name in others)], parse_math=False
-        )
+        panels[0].set_yticks(range(1 + len(others)), [ALONE, *shortened(others, 24)], parse_math=False)
         panels[0].set_ylim(len(others) + 0.6, -0.6)
         panels[0].set(xlim=(0, 128), xticks=(0, 50, 100))
         patches = [Patch(facecolor=k["color"], hatch=k["hatch"], edgecolor="black", label=n) for n, k in kinds.items()]

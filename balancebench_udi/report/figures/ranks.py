@@ -90,13 +90,13 @@ def _draw(axes: Axes, ranks: pd.Series, difference: float, cliques: list[tuple[s
     for i, clique in enumerate(cliques):
         ends = [ranks[list(clique)].min(), ranks[list(clique)].max()]
         axes.plot(ends, [0.5 + step * i] * 2, color=COLOURS[1], linewidth=4, solid_capstyle="round")
-    for i, (name, rank) in enumerate(ranks.items()):
+    for i, (name, rank) in enumerate(zip(shortened([*ranks.index], 24), ranks, strict=True)):
         left = i < half
         depth = under + (i if left else len(ranks) - 1 - i) + 0.4
         end = 1 if left else last
         axes.plot([rank, rank, end], [0, depth, depth], color="black", linewidth=0.9, clip_on=False)
         axes.annotate(
-            f"{shortened(name, 24)} {rank:.2f}" if left else f"{rank:.2f} {shortened(name, 24)}",
+            f"{name} {rank:.2f}" if left else f"{rank:.2f} {name}",
             (end, depth),
             (-4 if left else 4, 0),
             textcoords="offset points",
