@@ -19,12 +19,13 @@ test: $(VENV)/.ready lint
 # for hours on two CPU cores. DATA is the folder with mnist/, fsdd/, cmu_mosi_utterance/, utd_mhad/ and handwritten_6views/.
 results: $(VENV)/.ready
 	$(BIN)/python benchmarks/tables.py udi-main,udi-ablation,udi-weights,udi-anchor,udi-budget,udi-estimator,encoders,ogm,agm,mmpareto,pmr,fusion,udi-ensemble,balance --run --jobs 2 --data-root "$(DATA)"
+	$(BIN)/python benchmarks/tables.py balancebenchmark,pmr-paper
 	for pair in cgmnist:small avdigits:small mosi:features utd_mhad:features synthetic:features; do \
 	  $(BIN)/python benchmarks/run.py --methods all --dataset $${pair%:*} --protocol $${pair#*:} --seeds 0-4 --jobs 2 \
 	    --data-root "$(DATA)" || exit; done
 	$(BIN)/python benchmarks/embedding.py --dataset cgmnist --protocol small --modality colour --data-root "$(DATA)" \
 	  --panel "with complementarity: udi weights=static alpha_con=0.5 alpha_com=0.5" \
-	  --panel "without complementarity: udi weights=static alpha_con=0.5 alpha_com=0" --name udi-ablation
+	  --panel "without complementarity: udi weights=static alpha_con=0.5 alpha_com=0"
 	$(BIN)/python benchmarks/reproduction.py
 	$(BIN)/python benchmarks/report.py --save-figures --figures 7
 

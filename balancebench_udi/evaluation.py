@@ -87,7 +87,7 @@ def evaluate(
     scores = {
         "accuracy": metric.accuracy(predicted["fused"], target),
         "macro_f1": metric.macro_f1(predicted["fused"], target, strategy.task.classes),
-        "loss": F.cross_entropy(fused, target).item(),
+        "loss": metric.negative_log_likelihood(fused, target),
         "ece": metric.calibration_error(fused.softmax(1).amax(1), predicted["fused"] == target),
     }
     if strategy.task.classes > TOP:

@@ -253,7 +253,7 @@ def run_all(
 def step_bar(missing: Sequence[Job]) -> tqdm:
     """A progress bar over the training steps of ``missing``."""
     pace = 0.5 if sys.stderr.isatty() else 15.0  # a log file needs a line now and then, not a moving bar
-    return tqdm(total=sum(j.steps for j in missing), unit="step", smoothing=0.05, mininterval=pace)
+    return tqdm(total=sum(j.steps for j in missing), unit="step", smoothing=0.05, mininterval=pace, disable=not missing)
 
 
 def _run(
@@ -265,7 +265,7 @@ def _run(
     watch: Callable[[RunSpec], Watch] | None,
 ) -> str | None:
     """Train one job and write its record; returns what went wrong, if anything did."""
-    started, before = time.perf_counter(), bar.n
+    before = bar.n
 
     def tick(phase: str, steps: int) -> None:
         bar.set_description(f"{job.spec.method} seed {job.spec.seed} {phase}", refresh=False)
@@ -288,7 +288,7 @@ def _run(
         kept = trainer.weights()
         store.replace(store.weights_path(job.spec), lambda handle: torch.save(kept, handle))
     cost = {**made["cost"], **_compute(job, made["result"]["passes"])}
-    cost["wall_seconds"] = time.perf_counter() - started
+    cost["wall_seconds"] = trainer.wall_seconds()
     cost["peak_memory_bytes"] = (
         torch.cuda.max_memory_allocated(device)
         if device.type == "cuda"

@@ -55,6 +55,8 @@ class Progress:
     """A phase -> {reading: {"epoch": e, "tensors": {name: tensor}}}."""
     costs: list[dict[str, Any]] = field(default_factory=list)
     """A phase -> what it took; see :meth:`Trainer._cost`."""
+    wall_seconds: float = 0.0
+    """Of the processes before this one, up to the checkpoint that the next went on from."""
 
 
 def schedule_factor(schedule: Schedule, progress: float) -> float:
@@ -95,6 +97,7 @@ class Trainer:
         tick: Tick = lambda phase, steps: None,
         watch: Watch = lambda entry: None,
     ) -> None:
+        self._begun = time.perf_counter()
         self.spec = spec
         self.store = store
         self.checkpoint_every = checkpoint_every
@@ -314,13 +317,17 @@ class Trainer:
         if self.store is None or time.monotonic() - self._saved_at < self.checkpoint_every:
             return
         state = {
-            "progress": vars(self.progress),
+            "progress": {**vars(self.progress), "wall_seconds": self.wall_seconds()},
             "strategy": self.strategy.state_dict(),
             "optimizer": optimizer.state_dict(),
             "generator": self.task.generator.get_state(),
         }
         self.store.replace(self.store.checkpoint_path(self.spec), lambda handle: torch.save(state, handle))
         self._saved_at = time.monotonic()
+
+    def wall_seconds(self) -> float:
+        """Since the trainer was made, and of the processes that the run was interrupted in."""
+        return self.progress.wall_seconds + time.perf_counter() - self._begun
 
     def _resume(self) -> dict[str, Any] | None:
         """Go back to the last checkpoint, if there is one; returns the optimiser's state."""

@@ -5,7 +5,8 @@
         --panel "with complementarity: udi" --panel "without: udi weights=static alpha_con=0.5 alpha_com=0"
 
 Trains the runs whose networks were not kept (``run.py --keep-weights``), reads the test split, and writes the figure
-and the places of its points: ``tsne.svg``, ``tsne.png``, ``tsne.csv``.
+and the places of its points: ``tsne.svg``, ``tsne.png``, ``tsne.csv``. In the folder that is the default,
+``figures/DATASET-PROTOCOL``, ``report.py`` finds it for its page.
 """
 
 from __future__ import annotations
@@ -67,8 +68,9 @@ def run(given: argparse.Namespace) -> int:
     """Train what is missing, map the features, draw."""
     if given.samples < embedding.FEWEST:
         raise UserError(f"--samples must be at least {embedding.FEWEST}, found {given.samples}")
-    name = folder_name(given.name or f"{given.dataset}-{given.protocol}")
+    name = folder_name(given.name or f"{given.dataset}-{Path(given.protocol).stem}")
     panels: dict[str, tuple[Any, Any]] = {}
+    keys = {}
     for text in given.panel:
         title, words = parse_panel(text)
         if title in panels:
@@ -83,8 +85,10 @@ def run(given: argparse.Namespace) -> int:
         if jobs[0] not in outcome.done:
             return training.report_rest(outcome) or 1
         panels[title] = features(jobs[0], store, device, given)
+        keys[title] = jobs[0].spec.key
     classes, heading = jobs[0].bundle.classes, f"{given.dataset}, protocol {jobs[0].spec.protocol}: {given.modality}"
     places = embedding.coordinates(panels)
+    places = places.assign(modality=given.modality, key=places["panel"].map(keys))
     folder = store.root / "figures" / name
     paths = embedding.draw(places, classes, heading).save(folder, "tsne")
     paths.append(folder / "tsne.csv")

@@ -21,9 +21,12 @@ HERE = Path(__file__).resolve().parent
 if str(HERE.parent) not in sys.path:  # a plain checkout, called from anywhere
     sys.path.insert(0, str(HERE.parent))
 
+import pandas as pd
+
 import registry
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.protocol import load_protocol
+from balancebench_udi.report.figures import embedding
 from balancebench_udi.report.figures.style import Drawing
 from balancebench_udi.report.groups import collect
 from balancebench_udi.report.page import FIGURED, FIGURES, Figures, MethodFacts, Part, Roles, page
@@ -89,7 +92,7 @@ def run(given: argparse.Namespace) -> int:
         functools.partial(published, load_published(PUBLISHED)) if given.published else None,
         lacking,
         given.figures,
-        saved(store) if given.save_figures else FIGURES,
+        (*(saved(store) if given.save_figures else FIGURES), ("Features of a modality, by t-SNE", mapped(store))),
     )
     if given.save_figures:
         print(f"figures: {short(store.root / 'figures')}")
@@ -105,13 +108,40 @@ def saved(store: Store) -> Figures:
         def kept(part: Part, found: Sequence[Mapping[str, Any]]) -> Drawing | None:
             drawing = draw(part, found)
             if drawing is not None:
-                folder = re.sub(r"protocol | v\d+", "", part.group.title)
-                drawing.save(store.root / "figures" / plain(folder, "-"), plain(name, "_"))
+                drawing.save(folder(store, part), plain(name, "_"))
             return drawing
 
         return kept
 
     return tuple((name, keeping(name, draw)) for name, draw in FIGURES)
+
+
+def folder(store: Store, part: Part) -> Path:
+    """Where the figures of a group lie."""
+    return store.root / "figures" / plain(re.sub(r"protocol | v\d+", "", part.group.title), "-")
+
+
+def mapped(store: Store) -> Callable[[Part, Sequence[Mapping[str, Any]]], Drawing]:
+    """The figure that ``embedding.py`` has drawn of runs of a group."""
+
+    def drawn(part: Part, found: Sequence[Mapping[str, Any]]) -> Drawing:
+        path = folder(store, part) / "tsne.csv"
+        if not path.is_file():
+            raise UserError("it needs networks, which no record holds; benchmarks/embedding.py trains and draws it")
+        try:
+            places = pd.read_csv(path)
+            (modality,), keys = set(places["modality"]), set(places["key"])
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{short(path)} cannot be read ({error}); benchmarks/embedding.py writes it anew"
+            ) from error
+        if not keys <= {run.record["key"] for run in part.group.runs}:
+            raise UserError(f"{short(path)} is of other runs; benchmarks/embedding.py draws it anew")
+        spec = part.group.spec
+        title = f"{spec['dataset']}, protocol {spec['protocol']}: {modality}"
+        return embedding.draw(places, part.group.runs[0].record["data"]["classes"], title)
+
+    return drawn
 
 
 def plain(title: str, between: str) -> str:

@@ -287,27 +287,30 @@ def _check_modalities(table: Table, found: Mapping[str, Sequence[Record]], alone
 
     A score that no run tells of any modality is none of these methods and stays empty.
     """
-    exact = [value for value in table.values if "/" in value and "*" not in value]
-    if not exact or not all(found.values()):
+    if not all(found.values()):
         return
     everything = [record for records in found.values() for record in records]
-    modalities = {m for record in everything for m in record["result"]["modalities"]}
-    for value in exact:
-        kind, _, rest = value.partition("/")
-        derived = f"{kind}/" in tidy.DERIVED
-        names: set[str] = set()
-        for record in everything:
-            test = record["result"]["readings"][table.select]["test"]
-            told = tidy.rows(record, table.select, alone)[0] if derived else test
-            names |= {name for name in told if name.startswith(f"{kind}/")}
-            if value in names:
-                break
-        else:
-            if not names and not derived and not modalities.issuperset(rest.split("+")):
-                names = {f"{kind}/{m}" for m in modalities}
-            if names:
-                close = near_misses(value, names)
-                raise UserError(f"a value of {table.name} must be one that runs have, found {value!r}{close}")
+    for value in (value for value in table.values if "/" in value and "*" not in value):
+        if names := _namesakes(table, value, everything, alone):
+            close = near_misses(value, names)
+            raise UserError(f"a value of {table.name} must be one that runs have, found {value!r}{close}")
+
+
+def _namesakes(table: Table, value: str, records: Sequence[Record], alone: tidy.Alone) -> set[str]:
+    """The values of this kind that runs have; none where ``value`` is one of them, or may be of another method."""
+    kind, _, rest = value.partition("/")
+    derived = f"{kind}/" in tidy.DERIVED
+    names: set[str] = set()
+    for record in records:
+        test = record["result"]["readings"][table.select]["test"]
+        told = tidy.rows(record, table.select, alone)[0] if derived else test
+        names |= {name for name in told if name.startswith(f"{kind}/")}
+        if value in names:
+            return set()
+    modalities = {m for record in records for m in record["result"]["modalities"]}
+    if names or derived or modalities.issuperset(rest.split("+")):
+        return names
+    return {f"{kind}/{m}" for m in modalities}
 
 
 def _claims(names: Sequence[str]) -> list[Claim]:

@@ -32,12 +32,13 @@ def utilisation(scores: Mapping[str, float], modalities: Sequence[str]) -> dict[
 
 
 def complementarity(predictions: Mapping[str, Tensor], target: Tensor, modalities: Sequence[str]) -> dict[str, float]:
-    """Which modality knew: shares of the samples, in [0, 1], which sum to 1.
+    """Which modality knew: shares of the samples, in [0, 1], which sum to 1. The division into cases is ours.
 
-    ``only/m``: m alone is right among the single modalities, and so is the fusion; ``several``: two or more are, and
-    the fusion; ``fusion_only``: the fusion is right though no single modality is; ``lost``: some modality is right and
-    the fusion is not; ``none``: nobody is. A single modality is read by its own head (``alone``), by its share of the
-    fused logits where there is none, else with the others masked.
+    With ``n`` of the single modalities right, a share is the mean over the samples of: ``only/m``: ``n = 1``, m is the
+    one, and the fusion is right; ``several``: ``n > 1`` and the fusion is right; ``fusion_only``: ``n = 0`` and the
+    fusion is right; ``lost``: ``n > 0`` and the fusion is wrong; ``none``: ``n = 0`` and the fusion is wrong. A single
+    modality is read by its own head (``alone``), by its share of the fused logits where there is none, else with the
+    others masked.
 
     Args:
         predictions: read-out -> classes ``[N]``.
@@ -69,7 +70,9 @@ def sample_shapley(predictions: Mapping[str, Tensor], target: Tensor, modalities
 def probe_gap(alone: Mapping[str, float], scores: Mapping[str, float], modalities: Sequence[str]) -> dict[str, float]:
     """What joint training cost each modality: what a probe reads in its encoder trained alone minus what it reads here.
 
-    In [-1, 1]; negative where the encoder has learned more here. Both sides are read by the same kind of classifier: a
+    ``gap_m = A(probe on m's encoder trained alone) - A(probe on m's encoder here)``, in [-1, 1]; negative where the
+    encoder has learned more here. Linear probes are those of Alain and Bengio, https://arxiv.org/abs/1610.01644; to
+    take this difference is ours. Both sides are read by the same kind of classifier: a
     head of its own that is not trained to the end understates what an encoder has learned.
 
     Args:
@@ -88,7 +91,9 @@ def bayes_distance(
 ) -> dict[str, float]:
     """How far a model stays below the best accuracy that its inputs allow, where that is known; in [-1, 1].
 
-    ``fused``: of all modalities; ``m``: of what a probe reads in encoder m, or of m's own head where there is no probe.
+    ``d(S) = A*(S) - A(S)`` with ``A*(S) = E max_y p(y | x_S)``, the accuracy of the Bayes classifier of the modalities
+    S (Devroye, Györfi and Lugosi, *A Probabilistic Theory of Pattern Recognition*, 1996, chapter 2). ``fused``: of all
+    modalities; ``m``: of what a probe reads in encoder m, or of m's own head where there is no probe.
     On a finite test split a good model may come out a little above, and so below 0 here.
 
     Args:

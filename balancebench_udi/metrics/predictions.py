@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def accuracy(prediction: Tensor, target: Tensor) -> float:
@@ -39,6 +40,15 @@ def top_k(logits: Tensor, target: Tensor, k: int) -> float:
     https://arxiv.org/abs/1409.0575.
     """
     return (logits.topk(k, 1).indices == target[:, None]).any(1).double().mean().item()
+
+
+def negative_log_likelihood(logits: Tensor, target: Tensor) -> float:
+    """Mean of ``-log softmax(z)_y``, in nats; at least 0, no upper bound, ``log C`` where every class is as likely.
+
+    The logarithmic score of Good, *Rational Decisions*, Journal of the Royal Statistical Society B 14(1), 1952.
+    ``[N, C]`` and ``[N]``.
+    """
+    return F.cross_entropy(logits, target).item()
 
 
 def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:

@@ -289,6 +289,8 @@ def _recommendation(reference: str, found: Sequence[Remedy], choice: Choice | No
             told.append(f"It cannot be told from {best}, the most accurate{neither}.")
     if choice.lead is not None and (remedy is None or choice.fusion_wins):
         told.append(f"{_rival(choice)[0].upper()}{_rival(choice)[1:]}")
+    if choice.lead is None:
+        told.append("No run of a single modality is here to compare with: whether it pays to fuse them is not known.")
     if choice.leaders.seeds == 1:
         told.append("This rests on one seed: the tests speak of these trained networks, not of the methods.")
     return told

@@ -34,7 +34,11 @@ def budget_curve(record: Mapping[str, Any], select: str = "best_val") -> list[tu
 
 
 def at_budget(curve: Sequence[tuple[float, float]], budget: float) -> float | None:
-    """The accuracy of a :func:`budget_curve` after at most ``budget`` passes; None where one epoch costs more."""
+    """The accuracy of a :func:`budget_curve` after at most ``budget`` passes; None where one epoch costs more.
+
+    ``max {v_e : c_e <= b}`` over the epochs e, with ``v_e`` the validation accuracy and ``c_e`` the passes spent by
+    then (but for the last point, see there); in [0, 1], and no lower for more passes until the run is finished. Ours.
+    """
     reached = [accuracy for spent, accuracy in curve if spent <= budget * (1 + 1e-9)]
     return reached[-1] if reached else None
 

@@ -17,6 +17,8 @@ POINTS = 60
 """Most points of a validation curve that are kept."""
 NAMED = ("protocol", "protocol_version", "dataset")
 """What every title names already."""
+ABSENT = "absent"
+"""What is said of a leaf that one of several lacks."""
 
 
 @dataclass(frozen=True)
@@ -222,14 +224,20 @@ def _differences(groups: Sequence[Group]) -> Iterator[str]:
 def described(values: Sequence[Mapping[str, Any]], usual: Mapping[str, Any] | None = None) -> list[str]:
     """For each of several nested mappings the leaves in which they are not all alike: ``"alpha 0.5, noise false"``.
 
-    Leaves that are as in ``usual`` go without saying.
+    Leaves that are as in ``usual`` go without saying, and so do those that one lacks, where the others tell it apart.
     """
     silent = dict(_leaves(usual or {}))
     flat = [dict(_leaves(value)) for value in values]
     names = sorted({name for row in flat for name in row})
-    differing = [name for name in names if len({row.get(name, "absent") for row in flat}) > 1]
-    told = [{n: row.get(n, "absent") for n in differing} for row in flat]
-    return [", ".join(f"{n.partition('.')[2] or n} {v}" for n, v in row.items() if silent.get(n) != v) for row in told]
+    differing = [name for name in names if len({row.get(name, ABSENT) for row in flat}) > 1]
+    told = [{n: row.get(n, ABSENT) for n in differing} for row in flat]
+    whole = [_text(row, silent) for row in told]
+    short = [_text({n: v for n, v in row.items() if v != ABSENT}, silent) or whole[i] for i, row in enumerate(told)]
+    return short if len(set(short)) == len(short) else whole
+
+
+def _text(leaves: Mapping[str, str], silent: Mapping[str, str]) -> str:
+    return ", ".join(f"{n.partition('.')[2] or n} {v}" for n, v in leaves.items() if silent.get(n) != v)
 
 
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -8,7 +8,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from balancebench_udi.report.rendering import LATEX, MARKDOWN, TERMINAL, TEX, WIDTH, Style, bullets
+from balancebench_udi.report import tex
+from balancebench_udi.report.rendering import LATEX, MARKDOWN, TERMINAL, WIDTH, Style, bullets
 
 if TYPE_CHECKING:
     from balancebench_udi.report.matrix import Matrix
@@ -80,6 +81,13 @@ def _places(matrix: Matrix) -> list[tuple[str, str]]:
     return [(column, value) for column, values in matrix.columns.items() for value in values]
 
 
+def _filled(matrix: Matrix) -> tuple[list[tuple[str, str]], list[str]]:
+    """The places of columns with a number, and the columns without; all where no column has one."""
+    filled = {place[1] for place in matrix.numbers} | {one.column for one in matrix.beside} or set(matrix.columns)
+    places = [place for place in _places(matrix) if place[0] in filled]
+    return places, [column for column in matrix.columns if column not in filled]
+
+
 def _head(value: str) -> str:
     return HEADS.get(value, value.replace("/", " "))
 
@@ -93,10 +101,8 @@ def text(matrix: Matrix) -> str:
     several = any(len(values) > 1 for values in matrix.columns.values())
     lines = [matrix.title]
     grid = []
-    filled = {place[1] for place in matrix.numbers} | {one.column for one in matrix.beside}
-    for column, value in _places(matrix):
-        if filled and column not in filled:
-            continue
+    filled, empty = _filled(matrix)
+    for column, value in filled:
         heads = [column, _head(value)] if several else [column]
         grid.append([*heads, *(_cell(matrix, row, column, value, TERMINAL) for row in matrix.rows)])
     if matrix.ranks:
@@ -106,8 +112,7 @@ def text(matrix: Matrix) -> str:
         for earlier, later in zip(reversed(block[:-1]), reversed(block[1:]), strict=True):
             later[0] = "" if several and later[0] == earlier[0] else later[0]  # a column's name once
         lines += ["", *_aligned([names, *block])]
-    empty = [column for column in matrix.columns if column not in filled]
-    lines += ["", *textwrap.wrap(f"without any number: {', '.join(empty)}", WIDTH)] if filled and empty else []
+    lines += ["", *textwrap.wrap(f"without any number: {', '.join(empty)}", WIDTH)] if empty else []
     legend = "*: best of a column; †: cannot be told from it"
     if matrix.beside:
         legend += "; [published, under its own protocol]"
@@ -169,41 +174,34 @@ def csv(matrix: Matrix) -> str:
 
 
 def latex(matrix: Matrix) -> str:
-    """A floating table, made smaller where it is wider than the text; needs booktabs and graphicx."""
+    """Floats of the columns that hold anything; needs booktabs and graphicx."""
     several = any(len(values) > 1 for values in matrix.columns.values())
-    above, rules, at = [""], "", 2
-    for column, values in matrix.columns.items():
-        above.append(rf"\multicolumn{{{len(values)}}}{{c}}{{{column.translate(TEX)}}}")
-        rules += rf"\cmidrule(lr){{{at}-{at + len(values) - 1}}}"
-        at += len(values)
-    rank = ["rank"] if matrix.ranks else []
-    heads = [" & ".join([*above, *([""] * len(rank))]) + r" \\", rules] if several else []
-    names = [_head(value) if several else column for column, value in _places(matrix)]
-    heads.append(" & ".join(["", *(name.translate(TEX) for name in names), *rank]) + r" \\")
-    body = []
-    for row in matrix.rows:
-        cells = [_cell(matrix, row, column, value, LATEX) for column, value in _places(matrix)]
-        body.append(" & ".join([row.translate(TEX), *cells, *([_rank(matrix, row)] if rank else [])]) + r" \\")
-    said = " ".join([f"{matrix.title}.", *matrix.findings])
-    notes = [*matrix.notes, *(f"[{n}] {text}" for n, text in enumerate(matrix.sources, 1))]
-    lines = [
-        r"% needs \usepackage{booktabs,graphicx}",
-        r"\begin{table}[t]",
-        r"\centering",
-        rf"\caption[{matrix.title.translate(TEX)}]{{{said.translate(TEX)}}}",
-        rf"\label{{tab:{'-'.join(''.join(c if c.isalnum() else ' ' for c in matrix.title).split())}}}",
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{l{'r' * (len(names) + len(rank))}}}",
-        r"\toprule",
-        *heads,
-        r"\midrule",
-        *body,
-        r"\bottomrule",
-        r"\end{tabular}}",
-        rf"\par\medskip\parbox{{\linewidth}}{{\footnotesize {' '.join(notes).translate(TEX)}}}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    filled, empty = _filled(matrix)
+    columns = []
+    for column, value in filled:
+        cells = tuple(_cell(matrix, row, column, value, LATEX) for row in matrix.rows)
+        columns.append(tex.Column(column, _head(value), cells) if several else tex.Column("", column, cells))
+    if matrix.ranks:
+        columns.append(tex.Column("", "rank", tuple(_rank(matrix, row) for row in matrix.rows)))
+    said = {
+        "What it says": matrix.findings,
+        "How to read it": [
+            *matrix.notes,
+            *_counts(matrix),
+            *([f"Without any number: {', '.join(empty)}."] if empty else []),
+        ],
+        "Published": [f"[{number}] {source}" for number, source in enumerate(matrix.sources, 1)],
+    }
+    first = tex.Column("", "", tuple(map(tex.escaped, matrix.rows)))
+    return tex.table(matrix.title, [first], columns, said)
+
+
+def _counts(matrix: Matrix) -> list[str]:
+    """How many runs a mean is of that does not say it."""
+    wanted = sorted({number.wanted for number in matrix.numbers.values() if number.n == number.wanted})
+    if not wanted:
+        return []
+    return [f"A mean without a count is of all its {' or '.join(map(str, wanted))} runs; n/N: of n of its N runs."]
 
 
 def html(matrix: Matrix) -> str:

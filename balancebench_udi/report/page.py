@@ -319,6 +319,11 @@ def _overview(parts: Sequence[Part], roles: Roles) -> str:
         else:
             use = "none of them" if part.choice and part.remedies else "no answer yet"
             gain = cost = number(math.nan)
+        doubts = []
+        if part.choice is not None and part.remedies:
+            doubts = ["no single modality to compare with"] * (part.choice.lead is None)
+            doubts += ["one seed"] * (part.choice.leaders.seeds == 1)
+        use += f'<br><small class="none">{"; ".join(doubts)}</small>' if doubts else ""
         unknown = "none" if part.lost else '<span class="none">not known</span>'
         link = f'<a href="#{part.slug}">{escape(part.group.title)}</a>'
         rows.append([Cell(link), Cell(use), gain, cost, Cell(", ".join(starved) or unknown)])
@@ -327,7 +332,8 @@ def _overview(parts: Sequence[Part], roles: Roles) -> str:
         f"The answer of every group. Starved: modalities that are worse inside {reference} than trained alone, with "
         "the points lost. Use: of the methods that fuse, cannot be told from the most accurate of them and beat "
         f"{reference}, the one with fewest encoder passes; none, where one modality alone does as well. Gain: "
-        f"points of test accuracy over {reference}; passes: encoder passes as a multiple of {reference}'s."
+        f"points of test accuracy over {reference}; passes: encoder passes as a multiple of {reference}'s. No answer yet: "
+        f"{reference} and another method have no seed in common."
     )
     return elements.table(caption, ["group", "use", "gain", "passes", f"starved in {reference}"], rows)
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from balancebench_udi.report import tex
+
 if TYPE_CHECKING:
     from balancebench_udi.report.comparison import Comparison
 
@@ -37,7 +39,7 @@ class Style:
 
 TERMINAL = Style(bold="*{}", claim="[{value}]", counted=False)
 MARKDOWN = Style(bold="**{}**", claim="_{value}_ [{source}]")
-LATEX = Style(r"\textbf{{{}}}", r"$^\dagger$", r" $\pm$ ", "$-$", r"\textit{{{value}}} [{source}]")
+LATEX = Style(r"\textbf{{{}}}", r"$^\dagger$", r" $\pm$ ", "$-$", r"\textit{{{value}}} [{source}]", False)
 
 
 def text(comparison: Comparison, rule: str) -> str:
@@ -180,66 +182,18 @@ def csv(comparison: Comparison) -> str:
     return frame.astype(counts).to_csv(index=False, lineterminator="\n")
 
 
-TEX = str.maketrans(
-    {c: f"\\{c}" for c in "_%&#${}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        "±": r"$\pm$",
-        "×": r"$\times$",
-        "†": r"$\dagger$",
-    }
-)
-
-
 def latex(comparison: Comparison) -> str:
-    """A floating table of two panels: the methods with their costs, and their modalities one by one."""
-    columns = _columns(comparison)
-    said = " ".join([*comparison.findings, *comparison.caption])
-    published = []
-    for row in comparison.published:
-        note = f"published; {row['protocol']}; {row['source']}".translate(TEX)
-        note = rf"\multicolumn{{5}}{{p{{0.6\linewidth}}}}{{{note}}}"
-        published.append(" & ".join([row["label"].translate(TEX), "-", _percent(row), note]) + r" \\")
-    lines = [
-        r"% needs \usepackage{booktabs,graphicx}",
-        r"\begin{table}[t]",
-        r"\centering",
-        rf"\caption[{comparison.title.translate(TEX)}]{{{said.translate(TEX)}}}",
-        rf"\label{{tab:{'-'.join(''.join(c if c.isalnum() else ' ' for c in comparison.title).split())}}}",
-        *_panel(comparison, [c for c in columns if "/" not in c.name], ["\\midrule", *published] if published else []),
-        r"\par\medskip",
-        *_panel(comparison, [c for c in columns if "/" in c.name]),
-        rf"\par\medskip\parbox{{\linewidth}}{{\footnotesize {' '.join(comparison.notes).translate(TEX)}}}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _panel(comparison: Comparison, columns: Sequence[_Column], more: Sequence[str] = ()) -> list[str]:
-    """A tabular of ``columns``, made smaller where it is wider than the text; ``more`` lines end it."""
-    above, rules, at = ["", ""], "", 3
-    for group, members in itertools.groupby(columns, key=lambda c: c.group):
-        span = len(list(members))
-        above += [rf"\multicolumn{{{span}}}{{c}}{{{group}}}"] if group else [""] * span
-        rules += rf"\cmidrule(lr){{{at}-{at + span - 1}}}" if group else ""
-        at += span
-    rows = [["method", "$n$", *(c.head.translate(TEX) for c in columns)]]
-    cells = [_cells(comparison, c, LATEX) for c in columns]
-    names = (name.translate(TEX) for name in comparison.table["method"])
-    rows += map(list, zip(names, _counts(comparison), *cells, strict=True))
-    head, *body = (" & ".join(row) + r" \\" for row in rows)
-    return [
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{l{'r' * (len(columns) + 1)}}}",
-        r"\toprule",
-        *([" & ".join(above) + r" \\", rules] if rules else []),
-        head,
-        r"\midrule",
-        *body,
-        *more,
-        r"\bottomrule",
-        r"\end{tabular}}",
-    ]
+    """Floats of the methods with their costs, then with their modalities one by one; needs booktabs and graphicx."""
+    names = tex.Column("", "method", tuple(map(tex.escaped, comparison.table["method"])))
+    counts = tex.Column("", "n", tuple(_counts(comparison)))
+    ordered = sorted(_columns(comparison), key=lambda column: "/" in column.name)
+    columns = [tex.Column(c.group, c.head, tuple(_cells(comparison, c, LATEX))) for c in ordered]
+    rows = comparison.published
+    said = {
+        "What it says": comparison.findings,
+        "How to read it": [*comparison.caption, *comparison.notes],
+        "Published, each under its own protocol": [
+            f"{row['label']}: {_percent(row)}; {row['protocol']}; {row['source']}" for row in rows
+        ],
+    }
+    return tex.table(comparison.title, [names, counts], columns, said)

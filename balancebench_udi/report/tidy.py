@@ -84,8 +84,8 @@ def rows(record: Mapping[str, Any], select: str | None = None, alone: Alone | No
       ``probe_gap/m`` where ``alone`` has a run of the same data, protocol, seed and reading;
     - costs: ``parameters``; ``passes_forward`` and ``passes_backward`` (samples through the encoders, summed over
       them), ``passes`` (forward + 2 x backward) and ``flops``; ``seconds`` and ``cpu_seconds`` of training, all as if
-      the run had been made alone; ``wall_seconds`` of the process that wrote the record, so without what an interrupted
-      one had done before; ``peak_memory_bytes``; the machine.
+      the run had been made alone; ``wall_seconds`` with evaluation and preparation, of all processes that an
+      interrupted run took, up to the checkpoints from which it went on; ``peak_memory_bytes``; the machine.
 
     Args:
         record: as :func:`balancebench_udi.store.read_record` returns it.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from calls import Called
@@ -255,3 +256,34 @@ def test_figures_are_saved_where_asked(out: Path, call: Callable[..., Called]) -
     before = {path: path.read_bytes() for path in folder.iterdir()}
     assert call("--dataset", "cgmnist", "--save-figures").code == 0
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
+
+
+def mapped(out: Path, keys: Sequence[str]) -> Path:
+    folder = out / "figures" / "cgmnist-pmr"
+    folder.mkdir(parents=True)
+    places = pd.DataFrame({"panel": "with", "x": range(8), "y": range(8), "target": [0, 1] * 4, "modality": "colour"})
+    places.assign(key=[keys[i % len(keys)] for i in range(8)]).to_csv(folder / "tsne.csv", index=False)
+    return folder / "tsne.csv"
+
+
+def test_a_map_of_features_that_was_drawn_of_these_runs_is_shown(out: Path, call: Callable[..., Called]) -> None:
+    keys = [path.stem for path in (out / "records" / "cgmnist" / "udi").iterdir()]
+    mapped(out, keys)
+    assert call("--dataset", "cgmnist").code == 0
+    page = (out / "report.html").read_text()
+    assert "<h4>Features of a modality, by t-SNE</h4>" in page
+    assert "cgmnist, protocol pmr: colour" in page
+
+
+@pytest.mark.parametrize("kind", ["absent", "other", "cut", "empty", "binary"])
+def test_a_map_that_cannot_be_shown_is_a_caveat(kind: str, out: Path, call: Callable[..., Called]) -> None:
+    if kind != "absent":
+        path = mapped(out, ["000000000000"])
+        if kind != "other":
+            path.write_bytes({"cut": b"panel,x\n1,2\n", "empty": b"", "binary": bytes(range(128, 256)) * 9}[kind])
+    assert call("--dataset", "cgmnist").code == 0
+    page = (out / "report.html").read_text()
+    assert "<h4>Features of a modality, by t-SNE</h4>" not in page
+    assert "No figure “Features of a modality, by t-SNE”: " in page
+    said = {"absent": "it needs networks", "other": "is of other runs"}.get(kind, "cannot be read")
+    assert said in page

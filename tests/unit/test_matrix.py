@@ -492,16 +492,25 @@ def test_html_is_a_table_with_named_cells():
 
 def test_latex_has_as_many_cells_in_every_row_and_no_bare_sign():
     made = table({("a_b", "50 %"): cell("a"), ("c & d", "50 %"): cell("c", [1, 1, 1])}, values=["accuracy", "alone/*"])
-    tex = rendering.latex(made)
-    body = tex[tex.index(r"\toprule") : tex.index(r"\bottomrule")]
+    made = rendering.latex(made)
+    body = made[made.index(r"\toprule") : made.index(r"\bottomrule")]
     rows = [line for line in body.splitlines() if line.endswith(r"\\")]
     assert len(rows) == 4
     spans = [len(re.findall(r"(?<!\\)&", row)) for row in rows]
     assert spans == [1, 3, 3, 3]
     assert r"\multicolumn{3}{c}{50 \%}" in rows[0]
-    assert tex.count("{") - tex.count(r"\{") == tex.count("}") - tex.count(r"\}")
-    assert "a\\_b" in tex
-    assert not set("†±×") & set(tex)
+    assert made.count("{") - made.count(r"\{") == made.count("}") - made.count(r"\}")
+    assert "a\\_b" in made
+    assert not set("†±×") & set(made)
+
+
+def test_latex_leaves_out_empty_columns_and_counts_only_what_is_incomplete():
+    made = rendering.latex(table({("joint", "toy"): cell("joint", wanted=3), ("joint", "none"): Cell(wanted=3)}))
+    assert r"\item Without any number: none." in made
+    assert " & none" not in made
+    assert "3/3" not in made
+    assert "of all its 3 runs" in made
+    assert " 3/5" in rendering.latex(table({("joint", "toy"): cell("joint", wanted=5)}))
 
 
 def test_the_terminal_shows_every_column_within_its_width():

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
+from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
 
 from balancebench_udi.evaluation import evaluate
 from balancebench_udi.metrics.predictions import (
@@ -16,6 +16,7 @@ from balancebench_udi.metrics.predictions import (
     discrepancy,
     imbalance,
     macro_f1,
+    negative_log_likelihood,
     pack,
     shapley,
     top_k,
@@ -164,6 +165,17 @@ def test_top_k_equals_scikit_learn(seed, k):
     logits, target = rng.normal(size=(40, 7)), rng.integers(0, 7, 40)
     expected = top_k_accuracy_score(target, logits, k=k, labels=range(7))
     assert top_k(torch.from_numpy(logits), torch.from_numpy(target), k) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_negative_log_likelihood_equals_scikit_learn(seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 5 * torch.randn(50, 4, generator=generator, dtype=torch.float64)
+    target = torch.randint(4, (50,), generator=generator)
+    expected = log_loss(target.numpy(), logits.softmax(1).numpy(), labels=range(4))
+    assert negative_log_likelihood(logits, target) == pytest.approx(expected, abs=1e-12)
+    assert negative_log_likelihood(torch.zeros(50, 4), target) == pytest.approx(math.log(4))
+    assert negative_log_likelihood(1e3 * torch.nn.functional.one_hot(target, 4).double(), target) == 0
 
 
 def by_samples(logits, target):

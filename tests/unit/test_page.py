@@ -518,6 +518,7 @@ def test_differences_are_leaves_that_are_not_alike():
     assert described(rows) == ["y [1,2]", "y [1]"]
     assert described([{"a": None}, {"a": 1.0}]) == ["a null", "a 1.0"]
     assert described([{"a": {}}, {"a": {"k": 1}}]) == ["k absent", "k 1"]
+    assert described([{"a": {"n": 1}}, {"a": {"n": 2, "k": 1}}]) == ["n 1", "k 1, n 2"]
     assert described(rows[:1]) == [""]
     assert described([{}, {}]) == ["", ""]
 
@@ -725,7 +726,19 @@ def test_one_seed_is_said():
     fused = {"base": hits(0.5, 1), "x": hits(0.8, 1)}
     found = advice.remedies(fused, {}, "base", [], {"x": 1.0})
     choice = advice.choose(fused, "base", found)
-    assert "This rests on one seed" in " ".join(advice.sentences("base", None, [], found, choice))
+    told = " ".join(advice.sentences("base", None, [], found, choice))
+    assert "This rests on one seed" in told
+    assert "No run of a single modality is here to compare with" in told
+
+
+def test_doubts_stand_in_the_overview():
+    text = made([run(m, 0, a) for m, a in (("base", 0.5), ("cure", 0.8))], figured=0)
+    (line,) = re.findall(r'<tr><th scope="row"><a href="#g1">.*?</tr>', text)
+    assert "<b>cure</b>" in line
+    assert "no single modality to compare with; one seed" in line
+    (line,) = re.findall(r'<tr><th scope="row"><a href="#g1">.*?</tr>', made(starved(), figured=0))
+    assert "to compare with" not in line
+    assert "one seed" not in line
 
 
 def test_no_starving_and_no_recovery_are_said():

@@ -537,6 +537,17 @@ def test_a_patient_run_resumes_wherever_it_stopped(bundle, tmp_path, monkeypatch
     assert state_digest(again.strategy) == state_digest(whole.strategy)
 
 
+def test_wall_seconds_are_those_of_all_processes(bundle, tmp_path):
+    store = Store(tmp_path)
+    first = make_trainer(bundle, "joint", store=store, epochs=3)
+    first._begun -= 1000
+    run_steps(first, 4)
+    again = make_trainer(bundle, "joint", store=store, epochs=3)
+    assert again.wall_seconds() < 1000
+    again.run()
+    assert 1000 < again.wall_seconds() < 1100
+
+
 def test_a_checkpoint_after_patience_ran_out_trains_no_further(bundle, tmp_path, monkeypatch):
     """As a run with a longer patience leaves it: the phase is over as soon as it is entered."""
 

@@ -72,7 +72,7 @@ def training_curves(records: Records) -> Drawing:
                     axes.plot(table.index[-1], star, "*", label="finished", **end)
                     starred, ends[line] = True, star
                 if table.notna().any(axis=None):
-                    mean = _draw(axes, table, line, look[line])
+                    mean = _draw(axes, table, line, look[line], bounds=(0, 100))
                     ends.setdefault(line, mean.dropna().iloc[-1])
             axes.set_title(f"{method} ({readout})" if readout else method, fontsize=9, parse_math=False)
             phased += _phases(axes, method, group)
@@ -130,7 +130,9 @@ def gradient_curves(records: Records) -> Drawing | None:
                 for m in comparison.modalities:
                     table = _timeline(group, _gradient(f"{kind}/{m}"))
                     if table.notna().any(axis=None):
-                        mean = _draw(axes, table, m, look[m], logarithmic=kind == "norm_ratio").dropna()
+                        ratio = kind == "norm_ratio"
+                        bounds = (0, math.inf) if ratio else (-1, 1)
+                        mean = _draw(axes, table, m, look[m], ratio, bounds).dropna()
                         told.append(f"{method} {m} {mean.iloc[0]:.2f} to {mean.iloc[-1]:.2f} ({kind})")
                 axes.axhline(kind == "norm_ratio", color="0.4", linewidth=0.8, zorder=1, label="neutral")
                 axes.set_title(method if row == 0 else "", fontsize=9, parse_math=False)
@@ -187,6 +189,7 @@ def controller_weights(records: Records) -> Drawing | None:
     terms = sorted(entries.columns.drop(["method", "phase", "seed", "epoch"]))
     look, told = looks(terms), []
     parts = list(entries.groupby(["method", "phase"], sort=False))
+    low, high = min(0, entries[terms].min(axis=None)), max(1, entries[terms].max(axis=None))
     with styled():
         figure, panels = _grid(len(parts), 2, 2.3, "epochs of the phase done")
         figure.suptitle(comparison.title, fontsize=11)
@@ -198,11 +201,10 @@ def controller_weights(records: Records) -> Drawing | None:
             for term in terms:
                 table = part.pivot(index="epoch", columns="seed", values=term)
                 if table.notna().any(axis=None):
-                    mean = _draw(axes, table, term, look[term]).dropna()
+                    mean = _draw(axes, table, term, look[term], bounds=(low, high)).dropna()
                     shown.append(f"{term} {mean.mean():.2f} ({mean.iloc[0]:.2f} to {mean.iloc[-1]:.2f})")
             told.append(f"{method}, {phase} ({seeds}): {', '.join(shown)}")
-        low, high = min(0, entries[terms].min(axis=None)), entries[terms].max(axis=None)
-        panels[0].set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))  # bands may reach where no value is
+        panels[0].set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
         _legend(figure, look)
     return Drawing(
         figure,
@@ -243,13 +245,21 @@ def _timeline(group: Records, read: Callable[[Mapping[str, Any]], float]) -> pd.
     return pd.concat(columns, axis=1).reindex([*range(1, starts[-1] + 1), *between]).sort_index()
 
 
-def _draw(axes: Axes, table: pd.DataFrame, label: str, look: Mapping[str, Any], logarithmic: bool = False) -> pd.Series:
-    """The mean of the columns as a line, with a band of one standard deviation; returns the mean."""
+def _draw(
+    axes: Axes,
+    table: pd.DataFrame,
+    label: str,
+    look: Mapping[str, Any],
+    logarithmic: bool = False,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> pd.Series:
+    """The mean of the columns as a line, with a band of one standard deviation within ``bounds``; returns the mean."""
     values = np.log(table) if logarithmic else table
     back = np.exp if logarithmic else np.asarray
     mean, sd = values.mean(axis=1), values.std(axis=1, ddof=1)
     if sd.notna().any():
-        axes.fill_between(table.index, back(mean - sd), back(mean + sd), color=look["color"], alpha=0.18, linewidth=0)
+        low, high = (np.clip(back(end), *bounds) for end in (mean - sd, mean + sd))
+        axes.fill_between(table.index, low, high, color=look["color"], alpha=0.18, linewidth=0)
     known = mean.notna().to_numpy()
     marks: list[int] = []
     for present, part in itertools.groupby(range(len(known)), lambda i: known[i]):
