@@ -137,6 +137,9 @@ def report(dataset: Packed, made: Prepared) -> None:
     done = "already prepared" if not made.decoded and not made.resumed else f"decoded {made.decoded}{earlier}"
     print(f"  {done} in {duration(made.seconds)}{pace}; fingerprint {manifest['fingerprint']}")
     print(f"  in {made.folder}")
+    if made.newer:
+        verb = "files of the source are" if made.newer > 1 else "file of the source is"
+        print(f"  {made.newer} {verb} newer than this pack; if any was replaced, remove that folder and prepare again")
 
 
 # -- lists of checksums -----------------------------------------------------------------------------------------------

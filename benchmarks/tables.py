@@ -345,7 +345,8 @@ def _about(column: Column, records: Sequence[Record]) -> str:
     changes = ", ".join(f"{name} {value}" for name, value in column.set.items())
     data = f"{column.dataset} ({changes})" if changes else column.dataset
     text = f"{data}, protocol {protocol.name} v{protocol.version}"
-    text += f": {column.epochs or protocol.run.epochs} epochs a phase, {column.fusion or protocol.run.fusion} fusion"
+    epochs = column.epochs or protocol.run.epochs
+    text += f": {epochs} epoch{'s' * (epochs != 1)} a phase, {column.fusion or protocol.run.fusion} fusion"
     if not records:
         return f"{text}; no runs."
     spec = records[0]["spec"]

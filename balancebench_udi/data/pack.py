@@ -309,7 +309,10 @@ def _text(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of a preparation: folder, manifest and problems of the pack, and how much this call did."""
+    """What became of a preparation: folder, manifest and problems of the pack, and how much this call did.
+
+    ``newer``: files of the source that were put in their place after the pack was made; their bytes are not compared.
+    """
 
     folder: Path
     manifest: Mapping[str, Any]
@@ -317,6 +320,7 @@ class Prepared:
     decoded: int
     resumed: int
     seconds: float
+    newer: int = 0
 
 
 def prepare(
@@ -349,7 +353,9 @@ def prepare(
         shutil.rmtree(partial, ignore_errors=True)  # of a process that died after its last step but one
         manifest, problems = _reopen(dataset, listing, source, folder)
         _refuse(problems, folder / PROBLEMS, strict)
-        return Prepared(folder, manifest, problems, 0, 0, time.perf_counter() - started)
+        made = (folder / MANIFEST).stat().st_mtime_ns
+        newer = sum(max(_stamp(path)[1:], default=0) > made for item in items for path in item.files)
+        return Prepared(folder, manifest, problems, 0, 0, time.perf_counter() - started, newer)
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with _alone(partial):

@@ -308,8 +308,9 @@ def _caption(
         f"fingerprint {spec['fingerprint']}).",
         f"Protocol {spec['protocol']} v{spec['protocol_version']}: encoders {encoders}; {spec['fusion']} fusion; "
         f"optimiser {_described(spec['optimizer'])}; learning-rate schedule {_described(spec['schedule'])}; "
-        f"{spec['epochs']} epochs a phase; batches of {spec['batch_size']}; {spec['precision']}.",
-        f"Accuracies in percent, mean ± sample standard deviation over n of {wanted} seeds "
+        f"{spec['epochs']} epoch{'s' * (spec['epochs'] != 1)} a phase; "
+        f"batches of {spec['batch_size']}; {spec['precision']}.",
+        f"Accuracies in percent, mean ± sample standard deviation over n of {wanted} seed{'s' * (wanted != 1)} "
         f"({', '.join(map(str, union))}{''.join(fewer)}); in bold the highest mean of a column{among}, "
         "which is no claim of significance.",
         RULES[select],

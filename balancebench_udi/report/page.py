@@ -332,8 +332,8 @@ def _overview(parts: Sequence[Part], roles: Roles) -> str:
         f"The answer of every group. Starved: modalities that are worse inside {reference} than trained alone, with "
         "the points lost. Use: of the methods that fuse, cannot be told from the most accurate of them and beat "
         f"{reference}, the one with fewest encoder passes; none, where one modality alone does as well. Gain: "
-        f"points of test accuracy over {reference}; passes: encoder passes as a multiple of {reference}'s. No answer yet: "
-        f"{reference} and another method have no seed in common."
+        f"points of test accuracy over {reference}; passes: encoder passes as a multiple of {reference}'s. No "
+        f"answer yet: {reference} and another method have no seed in common."
     )
     return elements.table(caption, ["group", "use", "gain", "passes", f"starved in {reference}"], rows)
 

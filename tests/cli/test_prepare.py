@@ -99,7 +99,7 @@ def files(folder):
 # from the source to the table
 
 
-def test_what_run_asks_for_is_what_prepare_does(cli, prepare, six, tmp_path, monkeypatch):
+def test_what_run_asks_for_is_what_prepare_does(cli, prepare, six, sample, tmp_path, monkeypatch):
     root, out = tmp_path / "data", tmp_path / "out"
     root.mkdir()
     wanted = ("--methods", "joint", "--dataset", "cremad", "--protocol", "mla", "--epochs", "1", "--seeds", "0", *OWN)
@@ -135,6 +135,13 @@ def test_what_run_asks_for_is_what_prepare_does(cli, prepare, six, tmp_path, mon
     assert again.code == 0
     assert "  already prepared in 0 s; fingerprint " in again.out
     assert content(root) == before
+    assert "newer than this pack" not in again.out
+    (six / "VideoFlash").unlink()
+    shutil.copytree(sample / "VideoFlash", six / "VideoFlash")
+    told = prepare("cremad", "--source", six, "--protocol", "mla", "--set", "cremad.fps=2").out
+    assert told.endswith(
+        "  6 files of the source are newer than this pack; if any was replaced, remove that folder and prepare again\n"
+    )
     other = prepare("cremad", "--source", six, *SMALL)
     assert "  decoded 6 in " in other.out
     assert len(list(root.glob("packed/cremad/*"))) == 2

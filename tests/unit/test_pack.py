@@ -564,6 +564,16 @@ def test_the_same_source_elsewhere_is_already_prepared(source, root, tmp_path):
     assert (again.decoded, again.resumed, again.manifest) == (0, 0, made.manifest)
 
 
+@pytest.mark.parametrize("how", ["touched", "restored"])
+def test_files_replaced_after_the_pack_was_made_are_counted(source, root, how):
+    """Of the same size, so that it may be the same file: it is said, not refused."""
+    assert prepare(source, root).newer == 0
+    assert prepare(source, root).newer == 0
+    time.sleep(0.02)  # more than the clock of a file system
+    replace(source / "s001.txt", "7", how)
+    assert prepare(source, root).newer == 1
+
+
 @pytest.mark.parametrize("change", ["list", "version of what is stored", "other source"])
 def test_a_journal_of_something_else_is_not_used(source, root, tmp_path, change, monkeypatch):
     interrupt(source, root)
