@@ -8,7 +8,6 @@ import functools
 import hashlib
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -34,7 +33,7 @@ from balancebench_udi.protocol import Protocol
 from balancebench_udi.spec import RunSpec, canonical
 from balancebench_udi.store import Store
 from balancebench_udi.strategy import Strategy
-from balancebench_udi.trainer import Trainer, Watch
+from balancebench_udi.trainer import Trainer, Watch, give_back_memory
 
 FORMAT = 1
 """Version of the record format."""
@@ -271,8 +270,7 @@ def _run(
         bar.set_description(f"{job.spec.method} seed {job.spec.seed} {phase}", refresh=False)
         bar.update(min(steps, before + job.steps - bar.n))
 
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    fresh = _reset_peak_memory(device)
     try:
         look: Watch = watch(job.spec) if watch is not None else lambda entry: None
         trainer = Trainer(job.spec, job.bundle, job.method, job.options, device, store, checkpoint_every, tick, look)
@@ -289,11 +287,8 @@ def _run(
         store.replace(store.weights_path(job.spec), lambda handle: torch.save(kept, handle))
     cost = {**made["cost"], **_compute(job, made["result"]["passes"])}
     cost["wall_seconds"] = trainer.wall_seconds()
-    cost["peak_memory_bytes"] = (
-        torch.cuda.max_memory_allocated(device)
-        if device.type == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    cost["peak_memory_bytes"] = _peak_memory(device) if fresh else None
+    cost["peak_memory_of"] = "run"
     store.write(
         job.spec,
         {
@@ -309,6 +304,27 @@ def _run(
         },
     )
     return None
+
+
+def _reset_peak_memory(device: torch.device) -> bool:
+    """Begin to measure anew; False where the system cannot."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    give_back_memory()  # of the run before
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: allocated on the GPU, or resident on a CPU, where they include the data and the libraries."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 def _compute(job: Job, passes: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:

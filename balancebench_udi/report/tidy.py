@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -85,7 +86,9 @@ def rows(record: Mapping[str, Any], select: str | None = None, alone: Alone | No
     - costs: ``parameters``; ``passes_forward`` and ``passes_backward`` (samples through the encoders, summed over
       them), ``passes`` (forward + 2 x backward) and ``flops``; ``seconds`` and ``cpu_seconds`` of training, all as if
       the run had been made alone; ``wall_seconds`` with evaluation and preparation, of all processes that an
-      interrupted run took, up to the checkpoints from which it went on; ``peak_memory_bytes``; the machine.
+      interrupted run took, up to the checkpoints from which it went on; ``peak_memory_bytes`` while the run was made,
+      allocated on a GPU or resident on a CPU, none where only that of a process with several runs was recorded; the
+      machine.
 
     Args:
         record: as :func:`balancebench_udi.store.read_record` returns it.
@@ -220,9 +223,16 @@ def _costs(record: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": sum(phase["seconds"] for phase in cost["phases"]),
         "cpu_seconds": sum(phase["cpu_seconds"] for phase in cost["phases"]),
         "wall_seconds": cost["wall_seconds"],
-        "peak_memory_bytes": cost["peak_memory_bytes"],
+        "peak_memory_bytes": _peak_memory(record),
         **{name: machine[name] for name in ("device_type", "device", "threads", "torch", "commit")},
     }
+
+
+def _peak_memory(record: Mapping[str, Any]) -> float:
+    """NaN on a CPU where the record was made before the peak was begun anew for every run."""
+    cost, on_gpu = record["cost"], record["machine"]["device_type"] == "cuda"
+    known = cost["peak_memory_bytes"] if on_gpu or cost.get("peak_memory_of") == "run" else None
+    return math.nan if known is None else known
 
 
 def _place(column: str) -> tuple[int, str]:

@@ -60,7 +60,7 @@ def record(method, seed, right, scores=None, **spec):
             "passes": {"forward": ones, "backward": ones},
             "parameters": 250_000,
         },
-        "cost": {"phases": [], "flops": 3e12, "wall_seconds": 2.5, "peak_memory_bytes": 4e8},
+        "cost": {"phases": [], "flops": 3e12, "wall_seconds": 2.5, "peak_memory_bytes": 4e8, "peak_memory_of": "run"},
         "data": {"classes": ["x", "y"], "facts": {}},
         "machine": {"device_type": "cpu", "device": "Some CPU", "threads": 1, "torch": "2.0", "commit": "abc"},
     }

@@ -1,7 +1,6 @@
 """What a record says of the cost of its run: operations against closed forms, memory against what must be held."""
 
 import os
-import resource
 
 import torch
 
@@ -68,4 +67,16 @@ def test_peak_memory_holds_the_network_and_fits_the_machine(tmp_path):
     assert found > 0
     assert found >= 3 * 4 * parameters  # weights, gradients and momentum in float32
     assert found <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert found <= 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # which never falls
+
+
+def test_peak_memory_is_that_of_the_run_not_of_the_process(tmp_path):
+    large = torch.ones(10**8)  # 400 MB, touched
+    during = record_of("joint", tmp_path / "a")["cost"]["peak_memory_bytes"]
+    del large
+    after = record_of("joint", tmp_path / "b")["cost"]["peak_memory_bytes"]
+    assert during - after > 3 * 10**8
+
+
+def test_a_system_that_cannot_measure_memory_says_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "_reset_peak_memory", lambda device: False)
+    assert record_of("joint", tmp_path)["cost"]["peak_memory_bytes"] is None

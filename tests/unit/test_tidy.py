@@ -61,6 +61,7 @@ def make(method="joint", seed=0, spec=None, **readings):
             "flops": 10**12,
             "wall_seconds": 2.0,
             "peak_memory_bytes": 10**9,
+            "peak_memory_of": "run",
         },
         "machine": {"device_type": "cpu", "device": "Some CPU", "threads": 2, "torch": "2.0", "commit": "abc+"},
     }
