@@ -73,6 +73,8 @@ def run(given: argparse.Namespace) -> int:
         raise UserError(
             f"the page must be a file, found the folder {path}: name a file with --to, such as {path / 'page.html'}"
         )
+    if path.suffix not in (".html", ".htm"):
+        raise UserError(f"the page must be an .html file, found {str(path)!r}: name one with --to")
     facts = method_facts()
     usual = {name: one.defaults for name, one in facts.items()}
     groups, lacking = collect(records(store, given.dataset), given.select, usual, protocol_options)

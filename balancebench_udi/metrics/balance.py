@@ -32,27 +32,27 @@ def utilisation(scores: Mapping[str, float], modalities: Sequence[str]) -> dict[
 
 
 def complementarity(predictions: Mapping[str, Tensor], target: Tensor, modalities: Sequence[str]) -> dict[str, float]:
-    """Which modality knew: shares of the samples, in [0, 1], which sum to 1. The division into cases is ours.
+    """Which modality knew: shares of the samples, in [0, 1]. The division into cases is ours.
 
-    With ``n`` of the single modalities right, a share is the mean over the samples of: ``only/m``: ``n = 1``, m is the
-    one, and the fusion is right; ``several``: ``n > 1`` and the fusion is right; ``fusion_only``: ``n = 0`` and the
-    fusion is right; ``lost``: ``n > 0`` and the fusion is wrong; ``none``: ``n = 0`` and the fusion is wrong. A single
-    modality is read by its own head (``alone``), by its share of the fused logits where there is none, else with the
-    others masked.
+    With ``n`` of the single modalities right, a share is the mean over the samples of: ``only/m``: ``n = 1`` and m is
+    the one; ``several``: ``n > 1``; ``fusion_only``: ``n = 0`` and the fusion is right; ``none``: ``n = 0`` and the
+    fusion is wrong. These sum to 1. Beside them ``lost``: ``n > 0`` and the fusion is wrong. A single modality is read
+    with the others masked in every method, as for its Shapley contribution: a head of its own would tell of another
+    classifier, and not all methods have one.
 
     Args:
-        predictions: read-out -> classes ``[N]``.
+        predictions: read-out -> classes ``[N]``; ``fused`` and ``masked/m``.
         target: ``[N]``.
     """
-    right = torch.stack([_single(predictions, m) == target for m in modalities])
+    right = torch.stack([predictions[masked([m])] == target for m in modalities])
     fused = predictions["fused"] == target
     count = right.sum(0)
-    cases = {f"only/{m}": (count == 1) & right[i] & fused for i, m in enumerate(modalities)}
+    cases = {f"only/{m}": (count == 1) & right[i] for i, m in enumerate(modalities)}
     cases |= {
-        "several": (count > 1) & fused,
+        "several": count > 1,
         "fusion_only": (count == 0) & fused,
-        "lost": (count > 0) & ~fused,
         "none": (count == 0) & ~fused,
+        "lost": (count > 0) & ~fused,
     }
     return {name: found.double().mean().item() for name, found in cases.items()}
 
@@ -80,10 +80,6 @@ def probe_gap(alone: Mapping[str, float], scores: Mapping[str, float], modalitie
         scores: the same of the model in question; modalities without a probe on either side are left out.
     """
     return {m: alone[n] - scores[n] for m in modalities if (n := f"probe/{m}") in alone and n in scores}
-
-
-def _single(predictions: Mapping[str, Tensor], m: str) -> Tensor:
-    return next(predictions[name] for name in (f"alone/{m}", f"share/{m}", masked([m])) if name in predictions)
 
 
 def bayes_distance(

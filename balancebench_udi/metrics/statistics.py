@@ -24,8 +24,8 @@ class Paired:
 
     Attributes:
         difference: mean accuracy of the first minus that of the second, in [-1, 1].
-        low: lower end of the 95 % interval of the difference.
-        high: upper end.
+        low: lower end of the 95 % interval of the difference, not below -1.
+        high: upper end, not above 1.
         p: two-sided, in [0, 1].
         df: degrees of freedom of the t distribution; NaN where the variance is zero.
     """
@@ -150,7 +150,8 @@ def paired(a: npt.ArrayLike, b: npt.ArrayLike) -> Paired:
     error = math.sqrt(variance)
     half = stats.t.ppf(0.975, df) * error
     p = 2 * stats.t.sf(abs(difference) / error, df)
-    return Paired(difference, float(difference - half), float(difference + half), float(p), float(df))
+    low, high = max(difference - half, -1), min(difference + half, 1)
+    return Paired(difference, float(low), float(high), float(p), float(df))
 
 
 def holm(p: Sequence[float]) -> list[float]:

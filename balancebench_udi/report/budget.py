@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+READOUTS = ("alone", "share", "masked")
+"""How a modality may be read while a method trains."""
 
 
 def passes(record: Mapping[str, Any]) -> float:
@@ -11,12 +15,20 @@ def passes(record: Mapping[str, Any]) -> float:
     return _weighed(record["result"]["passes"])
 
 
-def budget_curve(record: Mapping[str, Any], select: str = "best_val") -> list[tuple[float, float]]:
-    """``(passes, accuracy)`` after every epoch: the best validation accuracy so far, of what could predict by then.
+def fused_accuracy(entry: Mapping[str, Any], modalities: Sequence[str]) -> float:
+    """The fused accuracy of an entry of the curves; NaN where it reads some modalities but not all.
 
-    Within a phase of several the accuracy is that of what the phase watches (a branch by itself, say). The last point
-    is the finished run, read at ``select``: where it fuses its parts at the end, and they are worse together than the
-    best of them alone, the curve drops there. The passes of a phase are spread evenly over its epochs.
+    So it is in a phase that trains one of them: what is watched there is a branch, not the method.
+    """
+    seen = sum(any(f"{r}/{m}" in entry["val"] for r in READOUTS) for m in modalities)
+    return entry["val"]["accuracy"] if seen in (0, len(modalities)) else math.nan
+
+
+def budget_curve(record: Mapping[str, Any], select: str = "best_val") -> list[tuple[float, float]]:
+    """``(passes, accuracy)`` after every epoch with a fused prediction: the best validation accuracy so far.
+
+    A method whose phases train one modality each has a single point, where it is finished: before, nothing fuses. The
+    last point is the finished run, read at ``select``. The passes of a phase are spread evenly over its epochs.
     """
     spent: list[float] = []
     before = 0.0
@@ -26,18 +38,19 @@ def budget_curve(record: Mapping[str, Any], select: str = "best_val") -> list[tu
         spent += [before + whole * (epoch + 1) / epochs for epoch in range(epochs)]
         before += whole
     curve, best = [], 0.0
-    for at, entry in zip(spent, record["result"]["curves"], strict=True):
-        best = max(best, entry["val"]["accuracy"])
-        curve.append((at, best))
-    final = record["result"]["readings"][select]["val"]["accuracy"]
-    return [*curve[:-1], (before, final)]
+    for at, entry in list(zip(spent, record["result"]["curves"], strict=True))[:-1]:
+        fused = fused_accuracy(entry, record["result"]["modalities"])
+        if not math.isnan(fused):
+            best = max(best, fused)
+            curve.append((at, best))
+    return [*curve, (before, record["result"]["readings"][select]["val"]["accuracy"])]
 
 
 def at_budget(curve: Sequence[tuple[float, float]], budget: float) -> float | None:
-    """The accuracy of a :func:`budget_curve` after at most ``budget`` passes; None where one epoch costs more.
+    """The accuracy of a :func:`budget_curve` after at most ``budget`` passes; None where nothing fuses by then.
 
-    ``max {v_e : c_e <= b}`` over the epochs e, with ``v_e`` the validation accuracy and ``c_e`` the passes spent by
-    then (but for the last point, see there); in [0, 1], and no lower for more passes until the run is finished. Ours.
+    ``max {v_e : c_e <= b}`` over the epochs e, with ``v_e`` the fused validation accuracy and ``c_e`` the passes spent
+    by then; in [0, 1], and no lower for more passes where the finished run is read at its best epoch. Ours.
     """
     reached = [accuracy for spent, accuracy in curve if spent <= budget * (1 + 1e-9)]
     return reached[-1] if reached else None

@@ -343,7 +343,7 @@ def _notes(
     if all("curves" in record["result"] for record in everything):
         costs += (
             f" validation after 1×, 2×, 3×: best validation accuracy so far after that many times the passes of "
-            f"{reference}, of whatever could predict by then (a modality alone, in a method that fuses last)."
+            f"{reference}, of the fused prediction; none before a method that fuses last is finished."
         )
     if untimed:
         machines += f" Not on the machine of {reference}, so without seconds: {', '.join(untimed)}."

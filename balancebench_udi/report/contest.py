@@ -110,7 +110,7 @@ def finding(where: str, found: Contest) -> str:
         end = f"{lead}, the next, is larger than chance explains {at}"
     elif not clear:
         none = f"{close[0]} cannot be told from it" if len(close) == 1 else "no row can be told from it"
-        end = f"{none} {at}: chance alone explains a lead such as that over {_next(found)}"
+        end = f"{none} {at}: chance alone may explain a lead such as that over {_next(found)}"
     else:
         names = listed(close) if len(close) <= 3 else f"{len(close)} rows"
         behind = clear[0] if len(clear) == 1 else f"the {len(clear)} other rows"

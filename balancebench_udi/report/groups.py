@@ -11,8 +11,11 @@ import pandas as pd
 
 from balancebench_udi.metrics.predictions import unpack
 from balancebench_udi.report.comparison import FREE
+from balancebench_udi.report.tidy import costs
 from balancebench_udi.spec import canonical
 
+SPENT = ("parameters", "flops_per_sample", "passes_forward", "passes_backward", "flops", "peak_memory_bytes")
+"""Of :func:`balancebench_udi.report.tidy.costs`, what a page shows beside passes and seconds."""
 POINTS = 60
 """Most points of a validation curve that are kept."""
 NAMED = ("protocol", "protocol_version", "dataset")
@@ -164,6 +167,7 @@ def _run(record: Mapping[str, Any], select: str, spec: dict[str, Any], data: Any
             "passes": result["passes"],
         },
         "cost": {"phases": record["cost"]["phases"]},
+        "costs": {name: value for name, value in costs(record).items() if name in SPENT},
         "data": data,
         "machine": {k: record["machine"][k] for k in ("device_type", "device", "threads", "torch")},
     }

@@ -28,8 +28,8 @@ MEANINGS = {
     "passes": "passes: million samples through the encoders, forward + 2 × backward, summed over the encoders.",
     "imbalance": "imbalance: mean difference between the modalities' Shapley contributions; 0 is balanced.",
     "utilisation": "utilisation of a modality: what it adds to all the others, as a share of the accuracy of all.",
-    "complementarity": "complementarity: shares of test samples. fusion_only: the fusion is right, no single modality "
-    "is; lost: some modality is right, the fusion is not; only/m: of the modalities m alone is right, and the fusion.",
+    "complementarity": "complementarity: shares of test samples, a modality read with the others masked. only/m: of "
+    "the modalities m alone is right; fusion_only: none is, the fusion is; lost: one is or more, the fusion is not.",
     "bayes_distance": "bayes distance: accuracy of the best possible classifier minus that reached, of all modalities "
     "(fused) and of what a probe reads in an encoder.",
     "probe_gap": "probe gap of a modality: what a linear probe reads in its encoder trained alone (same data, protocol "

@@ -18,13 +18,25 @@ ABOVE_100 = ("accuracy", "macro_f1", "top5", "share", "masked", "alone", "probe"
 """Scores of which more is better, by the part of their name before the slash; all in percent."""
 PLAIN = ("loss", "val_loss", "imbalance_relative", "cka", "discrepancy")
 """Scores that are no share, printed as they are; every other one is printed in percent."""
-SCALES = {"passes": 1e6, "parameters": 1e6, "flops": 1e12, "peak_memory_bytes": 1e6}
+SCALES = {
+    "passes": 1e6,
+    "parameters": 1e6,
+    "flops_per_sample": 1e6,
+    "flops": 1e12,
+    "passes_forward": 1e3,
+    "passes_backward": 1e3,
+    "peak_memory_bytes": 1e6,
+}
 """Units of what is no score and not printed as it is."""
-COUNTS = (*SCALES, "passes_forward", "passes_backward", "seconds", "cpu_seconds", "wall_seconds")
+COUNTS = (*SCALES, "seconds", "cpu_seconds", "wall_seconds")
 """Costs: printed without a spread."""
 HEADS = {
     "passes": "passes (M)",
+    "passes_forward": "forward passes (k)",
+    "passes_backward": "backward passes (k)",
+    "cpu_seconds": "CPU seconds",
     "parameters": "parameters (M)",
+    "flops_per_sample": "MFLOP a sample",
     "flops": "TFLOP",
     "peak_memory_bytes": "peak memory (MB)",
     "macro_f1": "macro-F1",

@@ -37,6 +37,15 @@ READOUTS = {
     "share": "of the modality's exact part of the fused logits",
     "masked": "of the fused prediction with the other modalities at zero",
 }
+COSTS = {
+    "parameters": ("thousand parameters", 1e3),
+    "flops_per_sample": ("MFLOP a sample", 1e6),
+    "passes_forward": ("thousand passes forward", 1e3),
+    "passes_backward": ("thousand passes backward", 1e3),
+    "flops": ("GFLOP", 1e9),
+    "peak_memory_bytes": ("MB of memory", 1e6),
+}
+"""Head and unit of each of :data:`balancebench_udi.report.groups.SPENT`."""
 OPTIONAL = ("ece", "probe", "cka", "discrepancy")
 """Scores that older records lack."""
 
@@ -307,7 +316,8 @@ def _overview(parts: Sequence[Part], roles: Roles) -> str:
     """One line a group: who starves, what to use."""
     rows = []
     for part in parts:
-        starved = [f"{escape(g.modality)} (−{g.found.difference * 100:.1f})" for g in part.lost if g.starved]
+        read = "" if part.readout == "probe" else f", {part.readout}"
+        starved = [f"{escape(g.modality)} (−{g.found.difference * 100:.1f}{read})" for g in part.lost if g.starved]
         remedy = next((r for r in part.remedies if part.choice and r.method == part.choice.method), None)
         if remedy is not None and part.choice is not None:
             use = (
@@ -330,10 +340,11 @@ def _overview(parts: Sequence[Part], roles: Roles) -> str:
     reference = escape(roles.reference)
     caption = (
         f"The answer of every group. Starved: modalities that are worse inside {reference} than trained alone, with "
-        "the points lost. Use: of the methods that fuse, cannot be told from the most accurate of them and beat "
-        f"{reference}, the one with fewest encoder passes; none, where one modality alone does as well. Gain: "
-        f"points of test accuracy over {reference}; passes: encoder passes as a multiple of {reference}'s. No "
-        f"answer yet: {reference} and another method have no seed in common."
+        "the points that a probe of the encoder loses or, where so marked, the share of the fused logits or the "
+        "prediction with the others masked, which also depend on the fusion. Use: of the methods that fuse, cannot be "
+        f"told from the most accurate of them and beat {reference}, the one with fewest passes; none, where one "
+        f"modality alone does as well. Gain: points of test accuracy over {reference}; passes: encoder passes as a "
+        f"multiple of {reference}'s. No answer yet: {reference} and another method have no seed in common."
     )
     return elements.table(caption, ["group", "use", "gain", "passes", f"starved in {reference}"], rows)
 
@@ -351,6 +362,7 @@ def _section(
         "<h3>Results</h3>",
         _results(part),
         _against(part),
+        _costs(part),
         _published(claims),
         f"<h3>Figures</h3>{shown}" if shown else "",
         "<h3>Caveats of this group</h3>",
@@ -442,6 +454,22 @@ def _against(part: Part) -> str:
         *(f"<small>{part.readout}</small> {escape(m)}" for m in starved),
     ]
     return f"<h3>Against {reference}</h3>\n" + elements.table(caption, [*heads, "passes"], rows)
+
+
+def _costs(part: Part) -> str:
+    """What a run of each method takes."""
+    spent = pd.DataFrame([run.record["costs"] for run in part.group.runs], index=part.group.labels, columns=list(COSTS))
+    means = spent.astype(float).groupby(level=0, sort=False).mean()
+    columns = [name for name in COSTS if means[name].notna().any()]
+    rows = [
+        [Cell(escape(label)), *(number(row[name], 1 / COSTS[name][1], 2) for name in columns)]
+        for label, row in means.iterrows()
+    ]
+    told = "Passes: samples through the encoders. GFLOP: of all of them, a backward pass counted as two forward ones."
+    if "peak_memory_bytes" in columns:
+        told += " Memory: the most allocated on a GPU; on a CPU the most resident, with libraries and data."
+    caption = f"What a run takes in {escape(part.group.title)}, mean over seeds. {told}"
+    return "<h3>Costs</h3>\n" + elements.table(caption, ["method", *(COSTS[name][0] for name in columns)], rows)
 
 
 def _published(claims: Sequence[Mapping[str, Any]]) -> str:

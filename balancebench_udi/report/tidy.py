@@ -30,8 +30,18 @@ SCORES = (
 """The test scores in the order of their columns; a name that ends in ``/`` stands for all that begin with it."""
 DERIVED = ("val_accuracy", "val_loss", "utilisation/", "complementarity/", "bayes_distance/", "probe_gap/")
 COSTS = (
-    *("parameters", "passes_forward", "passes_backward", "passes", "flops", "seconds", "cpu_seconds", "wall_seconds"),
-    *("peak_memory_bytes", "device_type", "device", "threads", "torch", "commit"),
+    *("parameters", "flops_per_sample", "passes_forward", "passes_backward", "passes", "flops"),
+    *(
+        "seconds",
+        "cpu_seconds",
+        "wall_seconds",
+        "peak_memory_bytes",
+        "device_type",
+        "device",
+        "threads",
+        "torch",
+        "commit",
+    ),
 )
 ORDER = ("dataset", "protocol", "protocol_version", "method", "cell", "seed", "key")
 """By what the rows are sorted; the readings of a run stay in the order last, best_val, best_test."""
@@ -83,12 +93,12 @@ def rows(record: Mapping[str, Any], select: str | None = None, alone: Alone | No
     - ``val_accuracy`` and ``val_loss``, and from the test split ``utilisation/m``, ``complementarity/...`` and, where
       the best possible accuracies are known, ``bayes_distance/...`` (:mod:`balancebench_udi.metrics.balance`), and
       ``probe_gap/m`` where ``alone`` has a run of the same data, protocol, seed and reading;
-    - costs: ``parameters``; ``passes_forward`` and ``passes_backward`` (samples through the encoders, summed over
-      them), ``passes`` (forward + 2 x backward) and ``flops``; ``seconds`` and ``cpu_seconds`` of training, all as if
-      the run had been made alone; ``wall_seconds`` with evaluation and preparation, of all processes that an
-      interrupted run took, up to the checkpoints from which it went on; ``peak_memory_bytes`` while the run was made,
-      allocated on a GPU or resident on a CPU, none where only that of a process with several runs was recorded; the
-      machine.
+    - costs: ``parameters``; ``flops_per_sample`` of one forward pass through all encoders; ``passes_forward`` and
+      ``passes_backward`` (samples through the encoders, summed over them), ``passes`` (forward + 2 x backward) and
+      ``flops`` of all of them; ``seconds`` and ``cpu_seconds`` of training, all as if the run had been made alone;
+      ``wall_seconds`` with evaluation and preparation, of all processes that an interrupted run took, up to the
+      checkpoints from which it went on; ``peak_memory_bytes`` while the run was made, allocated on a GPU or resident on
+      a CPU, none where only that of a process with several runs was recorded; the machine.
 
     Args:
         record: as :func:`balancebench_udi.store.read_record` returns it.
@@ -99,7 +109,7 @@ def rows(record: Mapping[str, Any], select: str | None = None, alone: Alone | No
     Raises:
         UserError: an unknown reading.
     """
-    result, identity, costs = record["result"], _identity(record), _costs(record)
+    result, identity, spent = record["result"], _identity(record), costs(record)
     target = unpack(result["test_target"])
     made = []
     for name, reading in _readings(record, select).items():
@@ -109,7 +119,7 @@ def rows(record: Mapping[str, Any], select: str | None = None, alone: Alone | No
             gaps = probe_gap(alone.get((_beside(record["spec"]), name), {}), reading["test"], result["modalities"])
             derived |= {f"probe_gap/{m}": value for m, value in gaps.items()}
         epochs = canonical(reading["epochs"])
-        made.append({**identity, "reading": name, "reading_epochs": epochs, **reading["test"], **derived, **costs})
+        made.append({**identity, "reading": name, "reading_epochs": epochs, **reading["test"], **derived, **spent})
     return made
 
 
@@ -212,10 +222,12 @@ class _Unpacked(Mapping[str, Tensor]):
         return len(self.packed)
 
 
-def _costs(record: Mapping[str, Any]) -> dict[str, Any]:
+def costs(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run took, as in :func:`rows`, and on what machine."""
     result, cost, machine = record["result"], record["cost"], record["machine"]
     return {
         "parameters": result["parameters"],
+        "flops_per_sample": sum(cost["flops_per_sample"].values()),
         "passes_forward": sum(result["passes"]["forward"].values()),
         "passes_backward": sum(result["passes"]["backward"].values()),
         "passes": passes(record),

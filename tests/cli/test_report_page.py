@@ -67,8 +67,10 @@ def stored(root: Path, method: str, seed: int, right: int, **changes: Any) -> Pa
             "test_target": pack(target),
             "modalities": ["gray", "colour"],
             "passes": {"forward": count, "backward": count},
+            "parameters": 10,
         },
         "cost": {
+            **{"flops": 10.0, "flops_per_sample": {"gray": 1.0}, "wall_seconds": 1.0, "peak_memory_bytes": None},
             "phases": [
                 {
                     "phase": "train",
@@ -78,10 +80,10 @@ def stored(root: Path, method: str, seed: int, right: int, **changes: Any) -> Pa
                     "forward": count,
                     "backward": count,
                 }
-            ]
+            ],
         },
         "data": {"classes": ["even", "odd"], "facts": {"generated": True}},
-        "machine": {"device_type": "cpu", "device": "Some CPU", "threads": 1, "torch": "2.0"},
+        "machine": {"device_type": "cpu", "device": "Some CPU", "threads": 1, "torch": "2.0", "commit": "abc"},
     }
     return Store(root).write(spec, record)
 

@@ -42,12 +42,12 @@ def test_utilisation_is_what_is_lost_without_a_modality():
 def test_complementarity_puts_every_sample_into_its_one_case():
     target = torch.zeros(7, dtype=torch.int64)
     predictions = {
-        "alone/a": torch.tensor([0, 1, 0, 1, 0, 1, 0]),
-        "alone/b": torch.tensor([1, 0, 0, 1, 1, 1, 0]),
-        "fused": torch.tensor([0, 0, 0, 0, 1, 1, 0]),
+        "masked/a": torch.tensor([0, 1, 0, 1, 0, 1, 0]),
+        "masked/b": torch.tensor([1, 0, 0, 1, 1, 1, 0]),
+        "fused": torch.tensor([0, 0, 0, 0, 1, 1, 1]),
     }
     found = complementarity(predictions, target, ["a", "b"])
-    expected = {"only/a": 1, "only/b": 1, "several": 2, "fusion_only": 1, "lost": 1, "none": 1}
+    expected = {"only/a": 2, "only/b": 1, "several": 2, "fusion_only": 1, "none": 1, "lost": 2}
     assert found == {name: pytest.approx(count / 7) for name, count in expected.items()}
 
 
@@ -55,20 +55,17 @@ def test_complementarity_puts_every_sample_into_its_one_case():
 def test_complementarity_sums_to_one_and_gives_back_the_accuracy(seed):
     predictions, target = drawn(seed)
     found = complementarity(predictions, target, NAMES)
+    lost = found.pop("lost")
     assert sum(found.values()) == pytest.approx(1)
-    right = sum(v for k, v in found.items() if k not in ("lost", "none"))
-    assert right == pytest.approx(accuracy(predictions["fused"], target))
+    assert 1 - found["none"] - lost == pytest.approx(accuracy(predictions["fused"], target))
 
 
-def test_complementarity_reads_own_heads_before_shares_before_masks():
-    target = torch.zeros(1, dtype=torch.int64)
-    right, wrong = torch.tensor([0]), torch.tensor([1])
-    base = {"fused": right, "masked/a": right, "masked/b": wrong}
-    assert complementarity(base, target, ["a", "b"])["only/a"] == 1
-    base |= {"share/a": wrong, "share/b": right}
-    assert complementarity(base, target, ["a", "b"])["only/b"] == 1
-    base |= {"alone/a": right, "alone/b": wrong}
-    assert complementarity(base, target, ["a", "b"])["only/a"] == 1
+def test_complementarity_reads_all_methods_alike():
+    """Whether a method has heads of its own, or an additive fusion, makes no difference."""
+    predictions, target = drawn(0)
+    expected = complementarity(predictions, target, NAMES)
+    more = {f"{kind}/{m}": 2 - predictions[masked([m])] for kind in ("alone", "share", "probe") for m in NAMES}
+    assert complementarity({**predictions, **more}, target, NAMES) == expected
 
 
 @pytest.mark.parametrize("seed", range(3))

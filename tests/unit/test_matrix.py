@@ -52,7 +52,7 @@ def record(method, seed, right, scores=None, **spec):
                     "epochs": [1],
                     "val": {"accuracy": 0.5, "loss": 1.0},
                     "test": test,
-                    "predictions": {"fused": pack(fused), "alone/visual": pack(fused), "alone/audio": wrong},
+                    "predictions": {"fused": pack(fused), "masked/visual": pack(fused), "masked/audio": wrong},
                 }
             },
             "test_target": pack(target),
@@ -60,7 +60,10 @@ def record(method, seed, right, scores=None, **spec):
             "passes": {"forward": ones, "backward": ones},
             "parameters": 250_000,
         },
-        "cost": {"phases": [], "flops": 3e12, "wall_seconds": 2.5, "peak_memory_bytes": 4e8, "peak_memory_of": "run"},
+        "cost": {
+            **{"phases": [], "flops": 3e12, "flops_per_sample": {"audio": 2e6, "visual": 5e5}, "wall_seconds": 2.5},
+            **{"peak_memory_bytes": 4e8, "peak_memory_of": "run"},
+        },
         "data": {"classes": ["x", "y"], "facts": {}},
         "machine": {"device_type": "cpu", "device": "Some CPU", "threads": 1, "torch": "2.0", "commit": "abc"},
     }
@@ -221,8 +224,8 @@ def test_what_a_column_says_when_one_is_clearly_best():
 def test_what_a_column_says_when_none_is():
     made = table({(row, "toy"): cell(row, [count] * 3) for row, count in (("a", 33), ("b", 32))})
     assert sentence(made, "On toy") == (
-        "On toy, a has the highest mean (51.6 %); b cannot be told from it at these 3 seeds: chance alone explains a "
-        "lead such as that over b (1.6 points)."
+        "On toy, a has the highest mean (51.6 %); b cannot be told from it at these 3 seeds: chance alone may explain "
+        "a lead such as that over b (1.6 points)."
     )
 
 
@@ -295,6 +298,7 @@ def test_patterns_are_replaced_in_the_order_of_fusion():
 
 def test_what_is_derived_from_records_and_costs_are_values_too():
     values = ["utilisation/*", "complementarity/*", "bayes_distance/*", "parameters", "flops", "peak_memory_bytes"]
+    values += ["flops_per_sample", "passes_forward"]
     records = tuple(record("joint", seed, first(count)) for seed, count in enumerate((32, 40, 48)))
     for one in records:
         one["data"]["facts"] = {"bayes_accuracy": {"visual+audio": 0.75, "visual": 0.8, "audio": 0.4}}
@@ -307,6 +311,8 @@ def test_what_is_derived_from_records_and_costs_are_values_too():
     assert shown["toy bayes_distance fused"] == "12.5 ± 12.5"
     assert shown["toy parameters (M)"] == "0.25"
     assert shown["toy TFLOP"] == "3.00"
+    assert shown["toy MFLOP a sample"] == "2.50"
+    assert shown["toy forward passes (k)"] == "1500.00"
     assert shown["toy peak memory (MB)"] == "400.00"
     assert any(note.startswith("bayes distance: ") for note in made.notes)
     assert not any(note.startswith("passes: ") for note in made.notes)

@@ -70,8 +70,14 @@ def run(method, seed=0, fused=0.5, readouts=None, *, cost=1.0, curve=None, selec
             "test_target": pack(TARGET),
             "modalities": ["audio", "visual"],
             "passes": passes,
+            "parameters": 1234,
         },
-        "cost": {"phases": [{"phase": "train", "cpu_seconds": 2.0 * cost, "seconds": 3.0, "reused_from": None}]},
+        "cost": {
+            "phases": [{"phase": "train", "cpu_seconds": 2.0 * cost, "seconds": 3.0, "reused_from": None}],
+            **{"flops_per_sample": {"audio": 2e6, "visual": 1e6}, "flops": 9e8 * cost, "wall_seconds": 4.0},
+            **({"peak_memory_of": "run"} if cost > 1 else {}),  # of the others it is that of a process
+            "peak_memory_bytes": 5e8,
+        },
         "data": {"classes": list("wxyz"), "facts": {"generated": True, "videos": ["long"] * 99}},
         "machine": {"device_type": "cpu", "device": "Some CPU", "threads": 1, "torch": "2.0", "commit": "abc"},
     }
@@ -322,6 +328,22 @@ def test_cells_hold_mean_spread_and_count(text):
     assert "≈" not in cure + row
     none = re.search(r'<tr><th scope="row">none</th>.*?</tr>', section)[0]
     assert '<td class="num"><span class="none">–</span></td>' in none  # no share
+
+
+def test_what_a_run_takes_stands_in_a_table_of_its_own(text):
+    table = re.search(r"<h3>Costs</h3>.*?</table>", text, re.S)[0]
+    assert [re.sub("<.*?>", "", head) for head in re.findall("<th scope=.col.*?</th>", table)] == [
+        "method",
+        "thousand parameters",
+        "MFLOP a sample",
+        "thousand passes forward",
+        "thousand passes backward",
+        "GFLOP",
+        "MB of memory",
+    ]
+    rows = [re.sub("<.*?>", " ", row).split() for row in re.findall('<tr><th scope="row">.*?</tr>', table)]
+    assert ["base", "1.23", "3.00", "0.20", "0.20", "0.90", "–"] in rows
+    assert ["cure", "1.23", "3.00", "0.40", "0.40", "1.80", "500.00"] in rows
 
 
 def test_the_probe_gap_of_every_method_stands_in_the_results():

@@ -155,7 +155,7 @@ def test_golden_text_with_marks():
         "Every phase of a run is read at its epoch with the best validation accuracy; the test split had no",
         "part in it.",
         "- On toy, joint has the highest mean (62.5 %); near cannot be told from it at these 3 seeds: chance",
-        "  alone explains a lead such as that over near (4.2 points). Not compared, with fewer or other",
+        "  alone may explain a lead such as that over near (4.2 points). Not compared, with fewer or other",
         "  seeds: ogm_ge.",
         "- Not to be told from the best is not the same as equal to it; and nothing here says how the rows",
         "  would compare on other data, under other protocols or with longer training.",

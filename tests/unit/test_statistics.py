@@ -143,7 +143,7 @@ def by_hand(a, b):
     df = variance**2 / sum(v**2 / f for v, f in parts)
     t = stats.t(df)
     half = t.ppf(0.975) * variance**0.5
-    return Paired(mean, mean - half, mean + half, 2 * t.cdf(-abs(mean) / variance**0.5), df)
+    return Paired(mean, max(mean - half, -1), min(mean + half, 1), 2 * t.cdf(-abs(mean) / variance**0.5), df)
 
 
 def close(one, other):
@@ -169,7 +169,9 @@ def test_paired_on_a_tiny_case_worked_out_on_paper():
     found = paired([[1, 1, 0], [1, 1, 0]], [[0, 1, 0], [0, 1, 1]])
     assert found.difference == pytest.approx(1 / 6)
     assert found.df == pytest.approx(64 / 25.5)
-    assert (found.low + found.high) / 2 == pytest.approx(1 / 6)
+    half = stats.t.ppf(0.975, 64 / 25.5) * math.sqrt(8 / 36)
+    assert half > 1.16  # so that both ends are cut off where no difference can be
+    assert (found.low, found.high) == (-1, 1)
     assert found.p == pytest.approx(2 * stats.t.sf((1 / 6) / math.sqrt(8 / 36), 64 / 25.5))
 
 

@@ -37,7 +37,7 @@ def reading(epochs, accuracy=0.625, **scores):
     test = {"accuracy": accuracy, "macro_f1": 0.5, "loss": 1.5, "masked/none": 0.125, "masked/visual+audio": accuracy}
     test |= {"masked/audio": 0.375, "masked/visual": 0.25, "shapley/visual": 0.1, "shapley/audio": 0.4}
     test |= {"imbalance": 0.3, "imbalance_relative": 0.6, "alone/audio": 0.375, "alone/visual": 0.25, **scores}
-    classes = {"fused": FUSED, "alone/audio": AUDIO, "alone/visual": VISUAL}
+    classes = {"fused": FUSED, "masked/audio": AUDIO, "masked/visual": VISUAL}
     predictions = {name: pack(torch.tensor(values)) for name, values in classes.items()}
     return {"epochs": epochs, "test": test, "val": {"accuracy": 0.75, "loss": 2.5}, "predictions": predictions}
 
@@ -59,6 +59,7 @@ def make(method="joint", seed=0, spec=None, **readings):
         "cost": {
             "phases": [{**phase, "reused_from": "another"}, {**phase, "seconds": 0.5}],
             "flops": 10**12,
+            "flops_per_sample": {"visual": 2000, "audio": 500},
             "wall_seconds": 2.0,
             "peak_memory_bytes": 10**9,
             "peak_memory_of": "run",
@@ -96,13 +97,20 @@ def test_a_row_by_hand():
         **{"val_accuracy": 0.75, "val_loss": 2.5},
         "utilisation/audio": (0.625 - 0.25) / 0.625,
         "utilisation/visual": (0.625 - 0.375) / 0.625,
-        "complementarity/only/audio": 1 / 8,  # the second sample
+        "complementarity/only/audio": 2 / 8,  # the second sample and the third
         "complementarity/only/visual": 1 / 8,  # the fifth
         "complementarity/several": 1 / 8,  # the first
         "complementarity/fusion_only": 2 / 8,  # the fourth and the sixth
-        "complementarity/lost": 1 / 8,  # the third
         "complementarity/none": 2 / 8,  # the last two
-        **{"parameters": 1234, "passes_forward": 150, "passes_backward": 30, "passes": 210, "flops": 10**12},
+        "complementarity/lost": 1 / 8,  # the third
+        **{
+            "parameters": 1234,
+            "flops_per_sample": 2500,
+            "passes_forward": 150,
+            "passes_backward": 30,
+            "passes": 210,
+            "flops": 10**12,
+        },
         **{"seconds": 4.5, "cpu_seconds": 6.0, "wall_seconds": 2.0, "peak_memory_bytes": 10**9},
         **{"device_type": "cpu", "device": "Some CPU", "threads": 2, "torch": "2.0", "commit": "abc+"},
     }
@@ -120,7 +128,7 @@ def test_select_is_a_reading():
 
 def test_only_the_predictions_that_are_needed_are_unpacked():
     extra = reading([1])
-    extra["predictions"] |= {"masked/audio": "no base64", "probe/audio": "nor this"}
+    extra["predictions"] |= {"alone/audio": "no base64", "probe/audio": "nor this"}
     assert rows(make(best_val=extra))[0]["complementarity/several"] == 1 / 8
 
 
@@ -291,9 +299,9 @@ def test_of_committed_records(dataset):
             assert json.loads(row["reading_epochs"]) == found["epochs"]
             assert json.loads(row["method_options"]) == record["spec"]["method_options"]
             cases = row[[c for c in table.columns if c.startswith("complementarity/")]].dropna().astype(float)
+            lost = cases.pop("complementarity/lost")
             assert cases.sum() == pytest.approx(1)
-            right = cases.drop(["complementarity/lost", "complementarity/none"]).sum()
-            assert right == pytest.approx(row["accuracy"])
+            assert 1 - cases["complementarity/none"] - lost == pytest.approx(row["accuracy"])
             first, *rest = record["result"]["modalities"]
             without = found["test"]["masked/" + "+".join(rest)]
             assert row[f"utilisation/{first}"] == pytest.approx((row["accuracy"] - without) / row["accuracy"])

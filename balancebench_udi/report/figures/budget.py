@@ -28,8 +28,8 @@ def accuracy_against_budget(records: Sequence[Mapping[str, Any]], select: str, r
     """Best validation accuracy so far against passes through the encoders: a line a method, a labelled dot at its end.
 
     Lines are means over seeds of the step functions of :func:`balancebench_udi.report.budget.budget_curve`; they begin
-    where every seed has finished an epoch. A run that is over keeps its accuracy. The dot is that of the finished
-    runs; the line drops to it where an earlier stage was better, such as a modality by itself.
+    where every seed has a fused prediction, which a method that fuses last has when it is finished. A run that is over
+    keeps its accuracy. The dot is that of the finished runs.
 
     Args:
         records: of one dataset and protocol, as :func:`balancebench_udi.store.read_record` returns them.
@@ -52,7 +52,7 @@ def accuracy_against_budget(records: Sequence[Mapping[str, Any]], select: str, r
         figure, (axes,) = canvas(6.8, 4.4)
         figure.suptitle(f"{comparison.title}, {select}", fontsize=11)
         axes.set_xlabel(f"passes through the encoders, {what} (forward + 2 × backward)", parse_math=False)
-        axes.set_ylabel("best validation accuracy so far (%)")
+        axes.set_ylabel("best fused validation accuracy so far (%)")
         for method, mean in means.items():
             x, y = ends[method]
             kind = {**look[method], "marker": "", "linewidth": 1.3}
@@ -78,9 +78,9 @@ def accuracy_against_budget(records: Sequence[Mapping[str, Any]], select: str, r
         f"Validation accuracy in percent of the finished runs, and their passes: {'; '.join(told)}."
         + f" Best so far at the passes of {comparison.reference}: {'; '.join(early)}." * bool(early),
         f"Best validation accuracy so far against passes (samples through the encoders, forward + 2 × backward, all "
-        f"encoders; {what}), {comparison.title}: mean over {counted(comparison.table['n'])}. A phase that trains one "
-        f"modality counts with that modality's accuracy. The dot is the finished run, read at {select}: where the "
-        "line drops to it, an earlier stage was better, such as a modality by itself.",
+        f"encoders; {what}), {comparison.title}: mean over {counted(comparison.table['n'])}. A method that fuses "
+        f"last has a fused prediction when it is finished, and no line before. The dot is the finished run, read at "
+        f"{select}.",
     )
 
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from balancebench_udi.report.budget import fused_accuracy
 from balancebench_udi.report.comparison import compare
 from balancebench_udi.report.figures.classes import counted
 from balancebench_udi.report.figures.style import Drawing, canvas, looks, styled
@@ -338,13 +339,7 @@ def _gradient(name: str) -> Callable[[Mapping[str, Any]], float]:
 
 
 def _fused(modalities: Sequence[str]) -> Callable[[Mapping[str, Any]], float]:
-    """The fused accuracy of an entry; NaN where it reads some modalities but not all, as in a phase on one of them."""
-
-    def read(entry: Mapping[str, Any]) -> float:
-        seen = sum(any(f"{r}/{m}" in entry["val"] for r in READOUTS) for m in modalities)
-        return entry["val"]["accuracy"] if seen in (0, len(modalities)) else math.nan
-
-    return read
+    return lambda entry: fused_accuracy(entry, modalities)
 
 
 def _pulls(record: Mapping[str, Any]) -> bool:
