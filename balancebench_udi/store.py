@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import errno
 import glob
+import hashlib
 import json
 import os
 import tempfile
@@ -26,7 +27,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from balancebench_udi.errors import UserError
-from balancebench_udi.spec import RunSpec
+from balancebench_udi.spec import RunSpec, canonical
 
 try:
     import fcntl
@@ -177,10 +178,22 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         record = orjson.loads(path.read_bytes())
-        record["key"], record["result"], [record["spec"][name] for name in REQUIRED]
+        record["key"], [record["spec"][name] for name in REQUIRED]
+        record["result"]["readings"], record["result"]["modalities"], record["cost"], record["machine"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} must be a record, found a damaged file ({error}): delete it to train again") from None
     return record
+
+
+def check_result(path: Path) -> None:
+    """Make sure that the result in a record file is the one that was written with it.
+
+    Raises:
+        UserError: it is not, or the file is not a record.
+    """
+    record = read_record(path)
+    if hashlib.sha256(canonical(record["result"]).encode()).hexdigest() != record.get("result_sha256"):
+        raise UserError(f"{path} must hold the result that was recorded, found another: delete it to train again")
 
 
 @contextlib.contextmanager

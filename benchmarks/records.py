@@ -3,6 +3,7 @@
 
     python benchmarks/records.py --dataset cgmnist,mosi --to runs.csv
     python benchmarks/records.py --dataset cgmnist --method udi --samples --to samples.parquet     # a row a test sample
+    python benchmarks/records.py --check                                                           # nothing was changed
 
 The columns are those of balancebench_udi.report.tidy. Only existing records are read; nothing is trained.
 """
@@ -25,14 +26,15 @@ from tqdm import tqdm
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.report.comparison import RULES
 from balancebench_udi.report.tidy import SAMPLE, frame, samples, trained_alone
-from balancebench_udi.store import Store, read_record
+from balancebench_udi.store import Store, check_result, read_record
 from benchmarks.command import ALONE, Parser, default_out, guarded, short, words
 
 
 def parser() -> Parser:
     """The command line."""
     p = Parser(prog="records.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--to", type=Path, required=True, metavar="FILE", help="a .csv or a .parquet file")
+    p.add_argument("--to", type=Path, metavar="FILE", help="a .csv or a .parquet file")
+    p.add_argument("--check", action="store_true", help="make sure that no result was changed since it was recorded")
     p.add_argument("--dataset", help="names, separated by commas (default: every dataset with records)")
     p.add_argument("--method", help="names, separated by commas (default: every method with records)")
     p.add_argument(
@@ -54,9 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> int:
     """Read the records, write the table."""
-    check_format(given.to)
+    if given.to is None and not given.check:
+        raise UserError("records.py needs the file to write, found none: name it with --to, or call with --check")
+    if given.to is not None:
+        check_format(given.to)
     store = Store(given.out if given.out is not None else default_out())
     paths = record_paths(store, given.dataset, given.method)
+    if given.check:
+        for path in tqdm(paths, unit="record", delay=1.0):
+            check_result(path)
+        print(f"{len(paths)} results are as they were recorded")
+    if given.to is None:
+        return 0
     select = None if given.select == "all" else given.select
     tables: Iterable[pd.DataFrame]
     if given.samples:

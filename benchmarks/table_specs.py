@@ -15,6 +15,7 @@ import yaml
 import registry
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.nets.encoders import ENCODERS, encoder_options
+from balancebench_udi.nets.fusion import FUSIONS, check_fusion
 from balancebench_udi.protocol import Protocol, check_names, load_protocol
 from balancebench_udi.report.comparison import RULES
 from balancebench_udi.report.published import load_published
@@ -255,6 +256,8 @@ def _part(cls: type, values: Any, where: str) -> Any:
         _factor(epochs, where)
     elif epochs is not None and (type(epochs) is not int or epochs < 1):
         raise UserError(f"epochs of {where}, must be a whole number >= 1 or a multiple such as 2x, found {epochs!r}")
+    if made.fusion is not None and made.fusion not in FUSIONS:
+        raise UserError(f"fusion of {where}, must be one, found {made.fusion!r}{near_misses(made.fusion, FUSIONS)}")
     for m, encoder in getattr(made, "encoders", {}).items():
         if not isinstance(encoder, dict) or encoder.get("name") not in ENCODERS:
             raise UserError(f"encoder {m} of {where}, must name one of {', '.join(ENCODERS)}, found {encoder!r}")
@@ -350,6 +353,25 @@ def wanted(row: Row, column: Column, select: str) -> Wanted:
         **run,
     }
     return Wanted(spec, _encoders(protocol, column), protocol)
+
+
+def check_modalities(row: Row, column: Column, runs: Wanted, modalities: Sequence[str]) -> None:
+    """Refuse what ``run.py`` would refuse on a dataset of these modalities.
+
+    Raises:
+        UserError: an encoder of a modality that is not there, a fusion or an option that cannot be.
+    """
+    for m in column.encoders:
+        if m not in modalities:
+            raise UserError(
+                f"{column.dataset} of {column.name!r}, a column, has no modality {m!r}{near_misses(m, modalities)}"
+            )
+    method = registry.methods.get(row.method)
+    chosen = method.Options.build(row.method, dict(runs.spec["method_options"]))
+    try:
+        method.check(chosen, list(modalities), check_fusion(runs.spec["fusion"], len(modalities)).additive)
+    except UserError as error:
+        raise UserError(f"{row.name!r}, a row, on {column.dataset}: {error}") from None
 
 
 def _encoders(protocol: Protocol, column: Column) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fnmatch
 import statistics
 import sys
 from collections import Counter
@@ -57,6 +58,7 @@ from benchmarks.table_specs import (
     Table,
     Wanted,
     applies,
+    check_modalities,
     groups,
     known,
     load_table,
@@ -203,6 +205,12 @@ class Archive:
             self._read[dataset, method] = [read_record(path) for path in sorted(folder.glob("*.json"))]
         return self._read[dataset, method]
 
+    def modalities(self, dataset: str) -> list[str]:
+        """Those of the dataset, of whichever run on it comes first; none where no run was ever recorded."""
+        for path in self.store.record_paths(dataset)[:1]:
+            return read_record(path)["result"]["modalities"]
+        return []
+
     def any(self, dataset: str) -> bool:
         """Whether a run on the dataset was ever recorded."""
         return any((self.store.root / "records" / dataset).glob("*/*.json"))
@@ -223,11 +231,14 @@ def places(table: Table, archive: Archive) -> Iterator[Place]:
     seeds = set(parse_seeds(table.seeds))
     for column in table.columns:
         mine = []
+        modalities = archive.modalities(column.dataset)
         for row in table.rows:
             if not (applies(row, column) and known(row, column)):
                 mine.append(Place(row, column))
                 continue
             runs = wanted(row, column, table.select)
+            if modalities:
+                check_modalities(row, column, runs, modalities)
             found = [r for r in archive.of(column.dataset, row.method) if runs.has(r["spec"])]
             found = [r for r in found if r["spec"]["seed"] in seeds and _usual(r, runs, archive)]
             mine.append(Place(row, column, runs, tuple(found)))
@@ -290,14 +301,17 @@ def _check_modalities(table: Table, found: Mapping[str, Sequence[Record]], alone
     if not all(found.values()):
         return
     everything = [record for records in found.values() for record in records]
-    for value in (value for value in table.values if "/" in value and "*" not in value):
+    for value in table.values:
+        kind, _, rest = value.partition("/")
+        if rest in ("", "*") or "*" in kind:
+            continue
         if names := _namesakes(table, value, everything, alone):
             close = near_misses(value, names)
             raise UserError(f"a value of {table.name} must be one that runs have, found {value!r}{close}")
 
 
 def _namesakes(table: Table, value: str, records: Sequence[Record], alone: tidy.Alone) -> set[str]:
-    """The values of this kind that runs have; none where ``value`` is one of them, or may be of another method."""
+    """The values of this kind that runs have; none where ``value`` is or fits one, or may be of another method."""
     kind, _, rest = value.partition("/")
     derived = f"{kind}/" in tidy.DERIVED
     names: set[str] = set()
@@ -305,10 +319,10 @@ def _namesakes(table: Table, value: str, records: Sequence[Record], alone: tidy.
         test = record["result"]["readings"][table.select]["test"]
         told = tidy.rows(record, table.select, alone)[0] if derived else test
         names |= {name for name in told if name.startswith(f"{kind}/")}
-        if value in names:
+        if fnmatch.filter(names, value):
             return set()
     modalities = {m for record in records for m in record["result"]["modalities"]}
-    if names or derived or modalities.issuperset(rest.split("+")):
+    if names or derived or all(fnmatch.filter(modalities, m) for m in rest.split("+")):
         return names
     return {f"{kind}/{m}" for m in modalities}
 

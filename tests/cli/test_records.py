@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -71,6 +72,28 @@ def test_csv_holds_the_table(call, store):
     pd.testing.assert_frame_equal(table, expected, rtol=1e-14, check_dtype=False)
 
 
+def test_a_result_that_was_changed_is_found(call, store):
+    done = call("--check")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == f"{len(store.record_paths())} results are as they were recorded\n"
+    path = store.record_paths()[-1]
+    record = json.loads(path.read_text())
+    record["result"]["readings"]["best_val"]["test"]["accuracy"] += 1e-9
+    path.write_text(json.dumps(record))
+    assert refused(call("--check")) == (
+        f"{path} must hold the result that was recorded, found another: delete it to train again"
+    )
+
+
+@pytest.mark.parametrize("cut", ["result", "cost", "readings", "modalities"])
+def test_a_record_without_its_parts_is_one_sentence(call, store, cut):
+    path = store.record_paths()[0]
+    record = json.loads(path.read_text())
+    del (record if cut in record else record["result"])[cut]
+    path.write_text(json.dumps(record))
+    assert refused(call("--to", "runs.csv")).startswith(f"{path} must be a record, found a damaged file ('")
+
+
 def test_parquet_holds_the_table(call, store):
     called = call("--to", "new/folder/runs.parquet", "--select", "all")
     assert called.out.startswith("12 rows of 6 runs, ")
@@ -135,7 +158,7 @@ def test_mistakes(call, store, arguments, message):
 
 
 def test_no_file_named(call, store):
-    assert refused(call()) == "the following arguments are required: --to; see --help"
+    assert refused(call()).endswith("needs the file to write, found none: name it with --to, or call with --check")
 
 
 def test_no_records(call, tmp_path):

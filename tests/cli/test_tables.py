@@ -503,6 +503,50 @@ def test_every_score_of_a_record_is_a_value(mine: Any) -> None:
     _check_values(dataclasses.replace(mine, values=scores), "mine.yaml")
 
 
+@pytest.mark.parametrize(
+    ("column", "row", "said"),
+    [
+        (
+            {"fusion": "concta"},
+            {},
+            "fusion of 'Made', a column of mine.yaml, must be one, found 'concta'; did",
+        ),
+        ({}, {"fusion": "sun"}, "fusion of 'joint', a row of mine.yaml, must be one, found 'sun'; did you mean 'sum'?"),
+        (
+            {"encoders": {"m00": {"name": "mlp"}}},
+            {},
+            "synthetic of 'Made', a column, has no modality 'm00'; did you mean 'm0'",
+        ),
+        ({}, {"method": "udi", "set": {"anchor": "m00"}}, "'joint', a row, on synthetic: "),
+        ({}, {"method": "udi", "set": {"synthetic": {"anchor": "m00"}}}, "'joint', a row, on synthetic: "),
+    ],
+)
+def test_what_run_would_refuse_is_refused_where_the_data_is_known(
+    mine: Any, tmp_path: Path, call: Callable[..., Called], column: Any, row: Any, said: str
+) -> None:
+    values = describe(tmp_path)
+    fake(tmp_path / "out", mine.rows[0], mine.columns[0], 0)
+    describe(tmp_path, columns=[{**values["columns"][0], **column}], rows=[{**values["rows"][0], **row}])
+    for flags in ((), ("--list",)):
+        called = call("mine.yaml", *flags)
+        assert called.code == 2
+        assert said in called.err
+        assert called.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["alone/m00*", "alone/n*", "masked/m0+n*"])
+def test_a_pattern_that_no_run_fits_is_refused(
+    mine: Any, tmp_path: Path, call: Callable[..., Called], value: str
+) -> None:
+    values = describe(tmp_path)
+    fake(tmp_path / "out", mine.rows[0], mine.columns[0], 0)
+    describe(tmp_path, columns=values["columns"][:1], values=["accuracy", value])
+    assert f"a value of mine must be one that runs have, found {value!r}" in call("mine.yaml").err
+    fits = value.replace("00", "?").replace("/n", "/m").replace("+n", "+m")
+    describe(tmp_path, columns=values["columns"][:1], values=["accuracy", fits])
+    assert call("mine.yaml").code == 0
+
+
 def test_a_modality_that_no_run_has_is_refused(mine: Any, tmp_path: Path, call: Callable[..., Called]) -> None:
     values = describe(tmp_path)
     record = fake(tmp_path / "out", mine.rows[0], mine.columns[0], 0)

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from balancebench_udi.errors import UserError
 from balancebench_udi.report.budget import at_budget, budget_curve
-from balancebench_udi.report.figures import embedding, style
+from balancebench_udi.report.figures import curves, embedding, style
 from balancebench_udi.report.figures.budget import _apart, accuracy_against_budget
 from balancebench_udi.report.figures.curves import controller_weights, gradient_curves, training_curves
 from tests.helpers import written_spec
@@ -158,6 +158,13 @@ def test_bands_end_where_values_do():
     (axes,) = controller_weights([controlled(s) for s in (0, 2, 3)]).figure.axes  # 0.25, 0.75 and 1
     assert bands(axes)[colour(axes, "first")][1][1] == 1  # not 1.05
     assert bands(axes)[colour(axes, "second")][1][0] == 0
+
+
+def test_no_modality_looks_like_the_fusion():
+    looks = [curves._looks([f"m{i}" for i in range(count)]) for count in range(1, 8)]
+    for look in looks:
+        assert [name for name, kind in look.items() if kind["color"] == style.BLACK] == ["fused"]
+        assert all(looks[-1][name] == kind for name, kind in look.items())  # whatever the number of the others
 
 
 def test_one_seed_has_no_band():

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from balancebench_udi.report.budget import fused_accuracy
 from balancebench_udi.report.comparison import compare
 from balancebench_udi.report.figures.classes import counted
-from balancebench_udi.report.figures.style import Drawing, canvas, looks, styled
+from balancebench_udi.report.figures.style import BLACK, COLOURS, Drawing, canvas, looks, styled
 
 READOUTS = {
     "alone": "own head",
@@ -311,8 +311,11 @@ def _grid(number: int, columns: int, height: float, label: str) -> tuple[Figure,
 
 def _looks(modalities: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The same for a modality in every figure."""
-    look = looks(("fused", *modalities))
-    look["fused"] |= {"color": "black", "linewidth": 1.6}
+    names = ["fused", *modalities]
+    names.insert(COLOURS.index(BLACK), "")  # whose look nothing else gets
+    look = looks(names)
+    del look[""]
+    look["fused"] |= {"color": BLACK, "linewidth": 1.6}
     return look
 
 

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from balancebench_udi.store import Store
 
 MARKERS = "osD^vPX<>*phd8"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+BLACK = "#000000"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", BLACK, "#F0E442")
 """Okabe and Ito: distinguishable by colour-blind readers; markers, dashes and labels do without colour."""
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo")
