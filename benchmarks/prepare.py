@@ -36,6 +36,8 @@ from balancebench_udi.errors import UserError
 from balancebench_udi.protocol import Protocol, load_protocol
 from benchmarks.command import PROTOCOLS, Parser, data_root, default_data, duration, guarded, parse_settings
 
+DEFAULT = "default"
+"""The protocol where none is named."""
 SHOWN = 3
 """Problems that are printed; the rest is in problems.csv."""
 SEEN = 80
@@ -49,19 +51,25 @@ def parser() -> Parser:
     p.add_argument("dataset", nargs="?", help="name of the dataset; see --list")
     p.add_argument("--source", type=Path, help="folder with the dataset as distributed")
     p.add_argument(
-        "--protocol", default="default", help="whose preprocessing: a preset in benchmarks/protocols, or a file"
+        "--protocol", default=DEFAULT, help="whose preprocessing: a preset in benchmarks/protocols, or a file"
     )
     p.add_argument("--set", action="append", default=[], metavar="DATASET.OPTION=VALUE", help="one option; repeatable")
     p.add_argument("--data-root", type=Path, help="where packs are kept (default: $BALANCEBENCH_DATA, else data/)")
     p.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads (default: all cores)")
-    p.add_argument("--strict", action="store_true", help="refuse a source with any problem")
+    p.add_argument(
+        "--strict", action="store_true", help="refuse a source with any problem; with --verify, one that lacks a file"
+    )
     p.add_argument(
         "--verify",
         type=Path,
         metavar="FILE",
         help="only compare the source with SHA-256 sums (of sha256sum or 'git lfs ls-files -l', perhaps gzipped)",
     )
-    p.add_argument("--list", action="store_true", help="print datasets, what they need, and what each protocol changes")
+    p.add_argument(
+        "--list",
+        action="store_true",
+        help="print datasets (or the one that is named), what they need, and what each protocol changes",
+    )
     return p
 
 
@@ -73,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(given: argparse.Namespace) -> int:
     """List, verify or prepare."""
     if given.list:
-        print(listing())
+        print(listing(registry.datasets.match([given.dataset or "all"])))
         return 0
     if given.dataset is None:
         raise UserError("prepare.py needs the name of a dataset, found none; see --list")
@@ -86,8 +94,6 @@ def run(given: argparse.Namespace) -> int:
     source = (given.source or Path()).expanduser()
     if not os.path.exists(source):  # Path.exists raises where a name is too long
         raise UserError(f"--source must be a folder, found none at {source}")
-    if given.verify is not None:
-        return verify(source, given.verify.expanduser(), given.workers)
     protocol = load_protocol(given.protocol, PROTOCOLS, {})
     settings = parse_settings(given.set, [given.dataset])
     for owner in settings:
@@ -95,6 +101,10 @@ def run(given: argparse.Namespace) -> int:
             raise UserError(f"--set must name options of {given.dataset}, found {owner!r}; leave it to run.py")
     options = {**protocol.datasets.get(given.dataset, {}), **settings.get(given.dataset, {})}
     dataset = cls(cls.Options.build(given.dataset, options))
+    if given.verify is not None:
+        return verify(source, given.verify.expanduser(), given.workers, given.strict)
+    if given.protocol != DEFAULT and not protocol.datasets.get(given.dataset):
+        print(f"protocol {protocol.name} sets nothing for {given.dataset}, whose own defaults hold")
     torch.set_num_threads(1)  # the workers are the parallelism
     if not isinstance(dataset, Packed):
         return check(dataset, source)
@@ -145,11 +155,11 @@ def report(dataset: Packed, made: Prepared) -> None:
 # -- lists of checksums -----------------------------------------------------------------------------------------------
 
 
-def verify(source: Path, sums: Path, workers: int) -> int:
+def verify(source: Path, sums: Path, workers: int, strict: bool) -> int:
     """Compare every file of a list with the source.
 
     Raises:
-        UserError: an unreadable list, or a file that differs.
+        UserError: an unreadable list, a file that differs or, where ``strict``, one that is absent.
     """
     listed = dict(read_sums(sums))
     present = {name: source / name for name in listed if (source / name).is_file()}
@@ -168,6 +178,12 @@ def verify(source: Path, sums: Path, workers: int) -> int:
         raise UserError(
             f"every file must have the SHA-256 sum of {sums}, found {len(different)} that differ, the first "
             f"{source / different[0]}; fetch them again"
+        )
+    absent = [name for name in listed if name not in present]
+    if strict and absent:
+        raise UserError(
+            f"every file of {sums} must be there (--strict), found {len(absent)} absent, the first "
+            f"{source / absent[0]}; fetch them"
         )
     return 0
 
@@ -203,11 +219,11 @@ def _digest(path: Path) -> str:
 # -- the list ---------------------------------------------------------------------------------------------------------
 
 
-def listing() -> str:
-    """Every dataset with what its source must hold, its options for preparation, and what each protocol changes."""
+def listing(names: Sequence[str]) -> str:
+    """Each dataset with what its source must hold, its options for preparation, and what each protocol changes."""
     protocols = [load_protocol(path.stem, PROTOCOLS, {}) for path in sorted(PROTOCOLS.glob("*.yaml"))]
     lines = []
-    for name in registry.datasets.names():
+    for name in names:
         try:
             cls = registry.datasets.get(name)
         except UserError as error:  # a broken file breaks only itself

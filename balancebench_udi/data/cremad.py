@@ -28,6 +28,7 @@ OGM_SIZES = {"train": 6698, "test": 744}
 HELD_OUT = 744
 """Training clips that the split 5954-744-744 validates on."""
 FOLDS = 5
+_OGM = "OGM-GE's train.csv and test.csv (github.com/GeWu-Lab/OGM-GE_CVPR2022, data/CREMAD) in split_OGM-GE/"
 _NAME = re.compile(r"(\d{4})_[A-Z]{3}_([A-Z]{3})_[A-Z]{2}")
 
 
@@ -77,9 +78,9 @@ class CREMAD(Clips):
     needs = "what prepare.py made of CREMA-D"
     source = (
         "CREMA-D (github.com/CheyneyComputerScience/CREMA-D): VideoFlash/, or AudioWAV/ or AudioMP3/ with "
-        "Image-03-FPS/; for its split OGM-GE's train.csv and test.csv (github.com/GeWu-Lab/OGM-GE_CVPR2022, "
-        "data/CREMAD) in split_OGM-GE/; lists of your own in lists/"
+        f"Image-NN-FPS/, NN being the option fps; for its split {_OGM}; lists of your own in lists/"
     )
+    lists = {"OGM-GE": _OGM, "5954-744-744": _OGM, "own": "train.csv and test.csv in lists/"}
     Options = CREMADOptions
 
     def listing(self, source: Path) -> Listing:
@@ -100,6 +101,10 @@ class CREMAD(Clips):
                 continue
             items.append(self.item(name, match[2], clip, {"actor": match[1], **columns.get(name, {})}))
         return Listing(items, CLASSES, problems)
+
+    def scheme(self) -> str:
+        """The lists, or the actor."""
+        return "actor" if self.options.split == "speaker" else str(self.options.split)
 
     def partition(self, pack: Pack) -> dict[str, Tensor]:
         """By list, or by actor."""

@@ -114,6 +114,11 @@ class KineticsSounds(CutClips):
         "(github.com/GeWu-Lab/OGM-GE_CVPR2022, data/KineticSound) or BML's KS.json or KS_train_val.json "
         "(github.com/GeWu-Lab/BML_TPAMI2024, code/dataset); lists of your own in lists/"
     )
+    lists = {
+        "OGM-GE": "OGM-GE's my_train.txt and my_test.txt (github.com/GeWu-Lab/OGM-GE_CVPR2022, data/KineticSound)",
+        **{s: f"BML's {file} (github.com/GeWu-Lab/BML_TPAMI2024, code/dataset)" for s, (file, _) in BML_LISTS.items()},
+        "own": "train.txt and test.txt in lists/",
+    }
     Options = KineticsSoundsOptions
 
     def listing(self, source: Path) -> Listing:

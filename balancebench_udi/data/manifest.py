@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor, nn
 
 from balancebench_udi.data.base import Bundle, Modality, long_cells, stratified_holdout
-from balancebench_udi.data.kinds import KINDS, Kind, ManifestOptions, Text
+from balancebench_udi.data.kinds import KINDS, Kind, ManifestOptions, Text, Video
 from balancebench_udi.data.pack import MANIFEST, PROBLEMS, Item, Listing, Pack, Packed, Problem, Stored, read_manifest
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.seeding import generator
@@ -292,7 +292,7 @@ def read_source(path: Path) -> Source:
             if not cell:
                 missing[f"column {kind.column} must not be empty, it is"] = None
             elif not detail[m]:
-                missing[f"{table.parent / cell} must be a file, it is missing"] = None
+                missing[f"{table.parent / cell} must {_absent(kind, table.parent / cell)}"] = None
         if missing:
             problems.append(Problem(row["id"], "; ".join(missing)))
         else:
@@ -311,6 +311,15 @@ def _files(kind: Kind, path: Path) -> tuple[Path, ...]:
         return kind.files(path)
     except OSError:  # a text is no path: longer than any name
         return ()
+
+
+def _absent(kind: Kind, path: Path) -> str:
+    """What should be at a path that gives no file, and what is."""
+    if not os.path.isdir(path):
+        return "be a file, it is missing"
+    if isinstance(kind, Video):
+        return "hold frames (.jpg, .jpeg or .png), it holds none"
+    return "be a file, it is a folder"
 
 
 class _Unique(yaml.SafeLoader):

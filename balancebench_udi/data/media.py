@@ -17,11 +17,12 @@ from torch.nn import functional
 
 from balancebench_udi.data.audio import read_wav
 from balancebench_udi.data.frames import segment_centres
-from balancebench_udi.data.whole import is_whole, open_media
+from balancebench_udi.data.whole import is_torn, is_whole, open_media
 from balancebench_udi.errors import UserError
 
 SILENCE = 1e-4
 """Sound whose largest magnitude stays below this is silent (full scale is 1)."""
+_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,29 @@ def _decode_sound(path: Path) -> tuple[Tensor, int]:
     except (av.FFmpegError, IndexError, ValueError):
         samples, rate, whole = np.zeros(0), 1, False
     if len(samples) == 0 or not whole:
-        raise UserError(f"{path} must be a media file with sound, it is damaged, cut short or has none; fetch it again")
+        raise UserError(f"{path} must be a media file with sound, {_fault(path, 'audio')}")
     return torch.from_numpy(samples), rate
 
 
-def _open(path: Path) -> av.container.InputContainer:
-    """The file, whatever bytes its title and the like hold."""
-    return av.open(str(path), metadata_errors="ignore")
+def _fault(path: Path, kind: str | None = None) -> str:
+    """What is the matter with a file that cannot be decoded, and what to do.
+
+    Args:
+        kind: the stream that is wanted of it, ``audio`` or ``video``.
+    """
+    with path.open("rb") as file:
+        start = file.read(len(_POINTER))
+    if not start:
+        return "it is empty; fetch it again"
+    if start == _POINTER:
+        return "it is a pointer of git LFS; call git lfs pull where it was cloned"
+    try:
+        with open_media(path) as container:
+            if kind and not getattr(container.streams, kind) and not is_torn(path):
+                return f"it has no {kind} track; give one that has, or leave the sample out"
+    except (av.FFmpegError, IndexError, ValueError):
+        pass
+    return "it is damaged or cut short; fetch it again"
 
 
 def read_pictures(paths: Sequence[Path], most: int | None = None) -> list[Image.Image]:
@@ -99,7 +116,7 @@ def read_pictures(paths: Sequence[Path], most: int | None = None) -> list[Image.
                     raise UserError(f"{path} must have 8 bits a channel, found mode {picture.mode}; convert it")
                 pictures.append(_upright(picture).convert("RGB"))
         except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError):
-            raise UserError(f"{path} must be a whole picture, it is damaged; fetch or extract it again") from None
+            raise UserError(f"{path} must be a whole picture, {_fault(path)}") from None
     if not pictures:
         raise UserError("a sample must have at least one picture, found none; extract them again")
     return pictures
@@ -148,7 +165,7 @@ def read_video(path: Path, fps: float, most: int | None = None, span: Span = WHO
     if not pictures and first is None and last > 0:
         raise UserError(f"{path} must have pictures from {span.start} to {span.end} s, it ends at {last:.1f} s")
     if not pictures or not whole:
-        raise UserError(f"{path} must be a whole video, it is damaged, cut short or has none; fetch it again")
+        raise UserError(f"{path} must be a whole video, {_fault(path, 'video')}")
     if most is not None and len(pictures) > most:
         return [pictures[i] for i in segment_centres(torch.tensor([len(pictures)]), most)[0].tolist()]
     return pictures

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import abc
 import csv
+import dataclasses
 import errno
 import fcntl
 import functools
@@ -80,7 +81,8 @@ class Item:
         id: unique name.
         label: its class.
         files: what is read; their bytes enter the fingerprint.
-        columns: name -> value, columns of the index: ``train``, ``val`` or ``test`` of a list of splits, or a group.
+        columns: name -> value, columns of the index: ``train``, ``val`` or ``test`` of a list of splits, or a group;
+            nothing that decoding needs, so that lists may come while a pack is being made.
         detail: anything else that decoding needs, JSON types; it enters the fingerprint.
     """
 
@@ -120,11 +122,13 @@ class Packed(Dataset):
     Attributes:
         prepared: names of the options that decide what a pack holds; all others are free after preparation.
         source: what ``prepare.py --source`` must hold, for error messages and lists.
+        lists: scheme -> the lists that must lie in the source for it, for an error message.
         beside: how to keep a pack and prepare another source beside it, for an error message.
     """
 
     prepared: ClassVar[tuple[str, ...]] = ()
     source: ClassVar[str]
+    lists: ClassVar[Mapping[str, str]] = {}
     beside: ClassVar[str] = ", or name another --data-root"
 
     @abc.abstractmethod
@@ -153,9 +157,9 @@ class Packed(Dataset):
     def modalities(self, pack: Pack) -> Mapping[str, Modality]:
         """How what is stored is presented to the networks."""
 
-    def scheme(self) -> str:
-        """The column of the index that splits."""
-        return str(self.options.split)
+    def scheme(self) -> str | None:
+        """The column of the index that splits; None where :meth:`partition` needs none."""
+        return getattr(self.options, "split", None)
 
     def partition(self, pack: Pack) -> dict[str, Tensor]:
         """Split -> rows of the pack; ``val`` may be absent."""
@@ -180,9 +184,9 @@ class Packed(Dataset):
         return {name: values[name] for name in self.prepared}
 
     def prepared_changes(self) -> dict[str, Any]:
-        """Those of them that are not at their defaults."""
-        defaults = type(self.options)().as_dict()
-        return {name: value for name, value in self.prepared_options().items() if value != defaults[name]}
+        """Those of them that are not at their defaults, and the split, whose lists must be there."""
+        values, defaults = self.options.as_dict(), type(self.options)().as_dict()
+        return {o: v for o, v in values.items() if o in (*self.prepared, "split") and v != defaults[o]}
 
     def folder(self, root: Path) -> Path:
         """Where the pack belongs below the data root."""
@@ -334,8 +338,8 @@ def prepare(
         strict: refuse a source of which any sample is missing, unreadable or silent.
 
     Raises:
-        UserError: a source that cannot be listed or of which nothing can be read, a whole pack of another source, no
-            room, another process at it, or problems where ``strict``.
+        UserError: a source that cannot be listed or of which nothing can be read, or without the lists of the split, a
+            whole pack of another source, no room, another process at it, or problems where ``strict``.
     """
     started = time.perf_counter()
     folder = dataset.folder(root)
@@ -348,7 +352,8 @@ def prepare(
             f"{error}; name that folder with --source, or fetch the list again"
         ) from None
     items = sorted(listing.items, key=lambda item: item.id)
-    _check(dataset, items, listing.classes, source)
+    _check(dataset, items, listing, source)
+    _check_split(dataset, items, source)
     if folder.exists():
         shutil.rmtree(partial, ignore_errors=True)  # of a process that died after its last step but one
         manifest, problems = _reopen(dataset, listing, source, folder)
@@ -383,10 +388,16 @@ def _reopen(dataset: Packed, listing: Listing, source: Path, folder: Path) -> tu
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} must be there, it is not; remove {folder} and prepare again") from None
     now = {"version": dataset.version, "options": dataset.prepared_options(), "source": _digest(listing)}
-    if json.loads(json.dumps(now)) != {name: manifest[name] for name in now}:
+    changed = [name for name, value in json.loads(json.dumps(now)).items() if value != manifest[name]]
+    if changed:
+        how = {
+            "version": f"by version {manifest['version']} of dataset {dataset.name}, which is {dataset.version} now",
+            "options": f"with other options ({', '.join(dataset.prepared_options())})",
+            "source": "before samples, lists or the size of a file there changed, or of another source",
+        }
         raise UserError(
-            f"{folder} must be the pack of {source} as it is now, it was made before samples, lists or the size of a "
-            f"file there changed, or of another source; remove that folder to prepare again{dataset.beside}"
+            f"{folder} must be the pack of {source} as it is now, it was made "
+            f"{', and '.join(how[name] for name in changed)}; remove that folder to prepare again{dataset.beside}"
         )
     return manifest, problems
 
@@ -419,15 +430,34 @@ def _refuse(problems: pd.DataFrame, path: Path, strict: bool) -> None:
         )
 
 
-def _check(dataset: Packed, items: Sequence[Item], classes: Sequence[str], source: Path) -> None:
+def _check(dataset: Packed, items: Sequence[Item], listing: Listing, source: Path) -> None:
     if not items:
-        raise UserError(f"{source} must hold {dataset.source}, found no sample that is there; see prepare.py --list")
+        found = "no sample"
+        if listing.problems:
+            first = listing.problems[0]
+            found = f"none of {len(listing.problems)} samples, the first: {first.id}: {first.reason}"
+        raise UserError(f"{source} must hold {dataset.source}, found {found}; see prepare.py --list")
     for name, count in Counter(item.id for item in items).items():
         if count > 1:
             raise UserError(f"every sample must be listed once, found {name} {count} times")
     for item in items:
-        if item.label not in classes:
-            raise UserError(f"the class of {item.id} must be one of {', '.join(classes)}, found {item.label!r}")
+        if item.label not in listing.classes:
+            raise UserError(f"the class of {item.id} must be one of {', '.join(listing.classes)}, found {item.label!r}")
+
+
+def _check_split(dataset: Packed, items: Sequence[Item], source: Path) -> None:
+    """Refuse a source that cannot serve the split before it is decoded."""
+    scheme, columns = dataset.scheme(), {name for item in items for name in item.columns}
+    if scheme is None or scheme in columns:
+        return
+    choices = {f.name: f.metadata.get("choices") for f in dataclasses.fields(dataset.options)}.get("split") or ()
+    others = [type(dataset)(dataclasses.replace(dataset.options, split=choice)) for choice in choices]
+    served = " or ".join(other.options.split for other in others if other.scheme() in columns)
+    instead = f", or choose --set {dataset.name}.split={served}" if served else ""
+    raise UserError(
+        f"split={scheme} needs samples that its lists name, found none in {source}; add "
+        f"{dataset.lists.get(scheme, 'its lists')}{instead}"
+    )
 
 
 def _no_room(error: OSError, folder: Path) -> UserError:
@@ -479,7 +509,7 @@ class _Builder:
     def plan(self) -> str:
         """Hash of what is being built: a journal of anything else is of no use."""
         stored = {m: [list(s.shape), s.dtype] for m, s in self.stored.items()}
-        rows = [[i.id, i.label, [str(f) for f in i.files], dict(i.columns), i.detail] for i in self.items]
+        rows = [[i.id, i.label, [str(f) for f in i.files], i.detail] for i in self.items]
         text = json.dumps([FORMAT, self.dataset.version, self.dataset.prepared_options(), stored, rows], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

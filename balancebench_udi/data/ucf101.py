@@ -104,6 +104,7 @@ class UCF101(Packed):
         "extracted frames in jpegs_256/, and optical flow in tvl1_flow/u/ and tvl1_flow/v/ "
         "(github.com/feichtenhofer/twostreamfusion)"
     )
+    lists = {split: f"trainlist0{split}.txt and testlist0{split}.txt in ucfTrainTestlist/" for split in SIZES}
     prepared = ("candidates", "stored_size")
     Options = UCF101Options
 

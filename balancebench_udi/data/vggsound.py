@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from balancebench_udi.errors import UserError
 
 CLASSES = 309
 """Number of classes of the published list."""
+SIZES = {"train": 183971, "test": 15496}
+"""Its lines, as counted in issue 19 of github.com/hche11/VGGSound."""
 FILES = {"official": "vggsound.csv", "own": "own.csv"}
 _PARTS = ("train", "val", "test")
 
@@ -78,6 +81,13 @@ class VGGSound(CutClips):
                 f"{path} must have the same {CLASSES} classes in train and in test, and no val, found "
                 + ", ".join(f"{len(labels)} in {part}" for part, labels in found.items())
                 + "; fetch it again or, for a list of your own, name it own.csv and set split=own"
+            )
+        sizes = Counter(part for _, part in listed.values())
+        if split == "official" and sizes != SIZES:
+            raise UserError(
+                f"{path} must list {SIZES['train']} clips in train and {SIZES['test']} in test, found {sizes['train']} "
+                f"and {sizes['test']}; fetch it again whole (clips may be missing) or, for a list of your own, name it "
+                "own.csv and set split=own"
             )
         for part in ("val", "test"):
             if extra := sorted(found[part] - found["train"]):

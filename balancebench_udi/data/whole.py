@@ -43,7 +43,7 @@ def is_whole(path: Path, container: av.container.InputContainer, kind: str, end:
         end: seconds at which the last frame begins (of pictures) or ends (of sound).
         longest: seconds that the longest frame lasts.
     """
-    if _is_torn(path):
+    if is_torn(path):
         return False
     if container.format.name in _UNSTATED:
         return not _ends_in_a_frame(path)
@@ -86,7 +86,7 @@ def _states_duration(path: Path) -> bool:
     return b"\x44\x89\x84" in header or b"\x44\x89\x88" in header
 
 
-def _is_torn(path: Path) -> bool:
+def is_torn(path: Path) -> bool:
     """Whether a part of a file reaches beyond its end."""
     with path.open("rb") as file:
         size = file.seek(0, 2)

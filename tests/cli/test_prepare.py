@@ -30,7 +30,7 @@ from tests.media import cut, write_video
 PREPARE = ROOT / "benchmarks" / "prepare.py"
 PRESETS = sorted(path.stem for path in PROTOCOLS.glob("*.yaml"))
 OWN = ("--set", "cremad.split=own")
-SMALL = ("--set", "cremad.candidates=1", "--set", "cremad.stored_size=224")
+SMALL = (*OWN, "--set", "cremad.candidates=1", "--set", "cremad.stored_size=224")
 
 
 @pytest.fixture
@@ -113,6 +113,7 @@ def test_what_run_asks_for_is_what_prepare_does(cli, prepare, six, sample, tmp_p
     python, script, *words = shlex.split(command)
     assert python == "python"
     assert words.count("DIR") == 1
+    assert "cremad.split=own" in words
     done = finish(spawn(*(six if w == "DIR" else w for w in words), cwd=tmp_path, script=ROOT / script))
     assert done.code == 0, done
     assert re.search(
@@ -131,14 +132,14 @@ def test_what_run_asks_for_is_what_prepare_does(cli, prepare, six, sample, tmp_p
 
     before = content(root)
     monkeypatch.setenv("BALANCEBENCH_DATA", str(root))
-    again = prepare("cremad", "--source", six, "--protocol", "mla", "--set", "cremad.fps=2")
+    again = prepare("cremad", "--source", six, "--protocol", "mla", "--set", "cremad.fps=2", *OWN)
     assert again.code == 0
     assert "  already prepared in 0 s; fingerprint " in again.out
     assert content(root) == before
     assert "newer than this pack" not in again.out
     (six / "VideoFlash").unlink()
     shutil.copytree(sample / "VideoFlash", six / "VideoFlash")
-    told = prepare("cremad", "--source", six, "--protocol", "mla", "--set", "cremad.fps=2").out
+    told = prepare("cremad", "--source", six, "--protocol", "mla", "--set", "cremad.fps=2", *OWN).out
     assert told.endswith(
         "  6 files of the source are newer than this pack; if any was replaced, remove that folder and prepare again\n"
     )
@@ -146,6 +147,29 @@ def test_what_run_asks_for_is_what_prepare_does(cli, prepare, six, sample, tmp_p
     assert "  decoded 6 in " in other.out
     assert len(list(root.glob("packed/cremad/*"))) == 2
     assert {k: v for k, v in content(root).items() if k in before} == before
+
+
+def test_a_source_that_cannot_serve_the_split_is_refused_before_it_is_decoded(prepare, forty, tmp_path):
+    """What run.py would refuse when all is decoded."""
+    arguments = ("cremad", "--source", forty, "--data-root", tmp_path / "data")
+    for protocol, split in (("ogm", "OGM-GE"), ("relearning", "5954-744-744")):
+        assert sentence(prepare(*arguments, "--protocol", protocol)) == (
+            f"split={split} needs samples that its lists name, found none in {forty}; add OGM-GE's train.csv and "
+            "test.csv (github.com/GeWu-Lab/OGM-GE_CVPR2022, data/CREMAD) in split_OGM-GE/, or choose --set "
+            "cremad.split=speaker or own"
+        )
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_protocol_that_sets_nothing_for_the_dataset(prepare, six, tmp_path):
+    said = "protocol bml sets nothing for cremad, whose own defaults hold\n"
+    arguments = ("cremad", "--source", six, *SMALL, "--data-root", tmp_path / "data")
+    assert prepare(*arguments, "--protocol", "bml").out.startswith(f"{said}cremad: 6 samples of 6 classes, ")
+    for protocol in ((), ("--protocol", "ogm")):
+        assert "sets nothing" not in prepare(*arguments, *protocol).out
+    assert prepare("digits", "--protocol", "bml").out.startswith(
+        "protocol bml sets nothing for digits, whose own defau"
+    )
 
 
 def test_data_that_needs_no_preparation(prepare):
@@ -183,6 +207,17 @@ def test_the_list_names_every_dataset_and_what_presets_change(prepare):
             (line,) = re.findall(rf"^    --protocol {protocol}: (.*)$", entry, re.M)
             assert line == ", ".join(f"{k}={v}" for k, v in settings.items())
     assert "    --protocol mla: audio=fbank_raw, n_frames=3, pick=start" in entries["cremad"]
+
+
+def test_the_list_of_one_dataset(prepare):
+    whole, one = prepare("--list").out, prepare("cremad", "--list")
+    assert one.code == 0
+    assert re.findall(r"^(\w+): ", one.out, re.M) == ["cremad"]
+    assert one.out in whole
+    assert sentence(prepare("cremadd", "--list")).startswith(
+        "there is no dataset called 'cremadd'; did you mean 'cremad"
+    )
+    assert "there is no dataset called 'nope'; known: " in sentence(prepare("nope", "--list"))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -378,6 +413,9 @@ def test_sums_of_every_format(prepare, three, tmp_path, how):
     (source / "notes.txt").unlink()
     called = prepare("cremad", "--source", source, "--verify", path)
     assert called == Called(0, f"{len(known) - 1} of {len(known)} files are as listed, 1 are absent\n", "")
+    assert sentence_after(prepare("cremad", "--source", source, "--verify", path, "--strict"), called.out) == (
+        f"every file of {path} must be there (--strict), found 1 absent, the first {source}/notes.txt; fetch them"
+    )
     assert not list(Path.cwd().iterdir())
 
 
@@ -390,6 +428,22 @@ def sentence_after(called, out):
 def test_the_official_sums(prepare, sample):
     called = prepare("cremad", "--source", sample, "--verify", sample / "official_lfs_manifest.sha256.gz")
     assert called == Called(0, "12 of 22326 files are as listed, 22314 are absent\n", "")
+
+
+@pytest.mark.parametrize(
+    ("mistake", "expected"),
+    [
+        (("--protocol", "omg"), "there is no protocol called 'omg'; did you mean 'ogm'"),
+        (("--set", "cremad.fsp=2"), "cremad has no option 'fsp'; did you mean 'fps'"),
+        (("--set", "ave.fps=2"), "'ave' takes no part in this call"),
+    ],
+)
+def test_mistakes_are_found_though_sums_are_compared_only(prepare, three, tmp_path, mistake, expected):
+    source, sums = three
+    (tmp_path / "sums").write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+    arguments = ("cremad", "--source", source, "--verify", tmp_path / "sums")
+    assert prepare(*arguments, "--strict", "--protocol", "bml").out == "3 of 3 files are as listed, 0 are absent\n"
+    assert expected in sentence(prepare(*arguments, *mistake))
 
 
 def test_sums_that_are_none(prepare, three, tmp_path):

@@ -403,7 +403,7 @@ def test_damaged_silent_and_misnamed_clips(sample, tmp_path):
     assert "its sound must be in" in problems[CLIPS["HAP"]][1]
     assert problems[CLIPS["DIS"]][1] == "silent"
     assert "with one of the six emotions" in problems["1001_DFA_JOY_XX"][1]
-    assert "must be a media file with sound" in problems["1002_DFA_ANG_XX"][1]
+    assert "must be a media file with sound, it has no audio track" in problems["1002_DFA_ANG_XX"][1]
     assert "its frames must be in" in problems["1003_DFA_ANG_XX"][1]
     assert (made.manifest["samples"], made.manifest["left_out"], made.manifest["remarked"]) == (4, 5, 1)
     loaded = dataset().load(tmp_path)
@@ -421,6 +421,61 @@ def test_changed_bytes_change_the_fingerprint(sample, packed, tmp_path):
     made = make(source, tmp_path)
     assert made.problems.empty
     assert made.manifest["fingerprint"] != packed[1].manifest["fingerprint"]
+
+
+def test_the_lists_of_the_split_must_be_there_before_anything_is_decoded(sample, six, tmp_path, monkeypatch):
+    monkeypatch.setattr(CREMAD, "decode", lambda self, item: pytest.fail("decoded"))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "VideoFlash").symlink_to(sample / "VideoFlash")
+    for split, served in (("OGM-GE", "speaker"), ("5954-744-744", "speaker"), ("own", "speaker")):
+        lists = "in lists/" if split == "own" else "in split_OGM-GE/"
+        with pytest.raises(
+            UserError,
+            match=rf"split={split} needs samples that its lists name, found none in {bare}; add .*train\.csv and "
+            rf"test\.csv .*{lists}, or choose --set cremad\.split={served}$",
+        ):
+            make(bare, tmp_path / "root", split=split)
+    with pytest.raises(UserError, match=r"or choose --set cremad\.split=speaker or own$"):
+        make(six, tmp_path / "root", split="OGM-GE")
+    assert not (tmp_path / "root").exists()
+
+
+def test_the_split_by_speaker_needs_no_lists(sample, tmp_path):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "VideoFlash").symlink_to(sample / "VideoFlash")
+    assert make(tmp_path / "bare", tmp_path, split="speaker", candidates=1, stored_size=224).manifest["samples"] == 6
+
+
+def test_frames_at_another_rate(sample, tmp_path):
+    """The rate of the option is asked for, and no other is named."""
+    for name in CLIPS.values():
+        write_wav(tmp_path / "AudioWAV" / f"{name}.wav", tone(1, 16000))
+        (tmp_path / "Image-03-FPS" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 24)).save(tmp_path / "Image-03-FPS" / name / "00000.jpg")
+    (tmp_path / "split_OGM-GE").symlink_to(sample / "split_OGM-GE")
+    with pytest.raises(UserError, match=r"must hold CREMA-D .*, found none of 7442 samples, the first: ") as caught:
+        make(tmp_path, tmp_path / "root", split="OGM-GE", fps=1)
+    assert f"the first: {CLIPS['ANG']}: its frames must be in Image-01-FPS/ or VideoFlash/, they are" in str(
+        caught.value
+    )
+    assert "Image-03-FPS" not in str(caught.value)
+
+
+def test_pointers_of_git_lfs(sample, tmp_path):
+    """As a clone without git-lfs leaves them in the place of every file."""
+    own(sample, tmp_path / "source")
+    (tmp_path / "source" / "VideoFlash").unlink()
+    for name in CLIPS.values():
+        path = tmp_path / "source" / "VideoFlash" / f"{name}.flv"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 220000\n")
+    with pytest.raises(
+        UserError,
+        match=r"found none of 6, the first: .*flv must be a media file with sound, it is a pointer of git LFS; call "
+        "git lfs pull where it was cloned$",
+    ):
+        make(tmp_path / "source", tmp_path)
 
 
 def test_no_folder(tmp_path):

@@ -312,7 +312,9 @@ def test_the_folder_may_lie_inside(built, prepared, tmp_path, below):
 
 def test_nothing_there(source):
     shutil.rmtree(source / "images")
-    with pytest.raises(UserError, match="found no sample that is there"):
+    with pytest.raises(
+        UserError, match=r"found none of 33 samples, the first: .*apple_pie_0\.jpg: its image must be there"
+    ):
         prepare(dataset(), source, source / "root", 1, quiet=True)
 
 

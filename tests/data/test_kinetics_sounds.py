@@ -290,7 +290,7 @@ def test_training(tmp_path):
         write_video(tmp_path / f"{name(number)}.mp4", seconds=1, fps=3, colour=(40,) * 3)
         write_video(tmp_path / f"{name(number + 1)}.mp4", seconds=1, fps=3, colour=(220,) * 3)
     numbers = [i + c for i in range(0, 310, 31) for c in (0, 1)]
-    packed(own(tmp_path, train=numbers[:12], val=numbers[12:14], test=numbers[14:]), tmp_path)
+    packed(own(tmp_path, train=numbers[:12], val=numbers[12:14], test=numbers[14:]), tmp_path, split="own")
     bundle = dataset(split="own").load(tmp_path)
     encoders = {m: {"name": "mlp", "width": 16, "depth": 1} for m in bundle.modalities}
     result, _ = train(bundle, "joint", encoders=encoders, epochs=6, batch_size=4, optimizer={"lr": 1e-3})
@@ -298,8 +298,18 @@ def test_training(tmp_path):
 
 
 def test_an_absent_list_is_asked_for(tmp_path):
+    """Before anything is decoded, and where a pack was made for another split."""
     own(clips(tmp_path, [0, 31, 62]), train=[0, 31], test=[62])
-    packed(tmp_path, tmp_path)
+    with pytest.raises(
+        UserError,
+        match=r"split=OGM-GE needs samples that its lists name, found none in .*; add OGM-GE's my_train\.txt and "
+        r"my_test\.txt \(.*\), or choose --set kinetics_sounds\.split=own$",
+    ):
+        packed(tmp_path, tmp_path)
+    with pytest.raises(UserError, match=r"split=BML needs .*; add BML's KS\.json \("):
+        packed(tmp_path, tmp_path, split="BML")
+    assert not (tmp_path / "packed").exists()
+    packed(tmp_path, tmp_path, split="own")
     with pytest.raises(UserError, match="split=OGM-GE needs its lists beside the source"):
         dataset().load(tmp_path)
     assert len(dataset(split="own").load(tmp_path).test) == 1
@@ -317,7 +327,7 @@ def test_every_usual_name(tmp_path, file):
     for number in (7, 38, 69):
         path = tmp_path / file.format(name(number)[:11], number, number + 10)
         write_video(path, seconds=1, fps=6, colour=(number + 30,) * 3)
-    done = packed(tmp_path, tmp_path)
+    done = packed(tmp_path, tmp_path, split="own")
     assert (done.manifest["samples"], len(done.problems)) == (3, 0)
     assert grey(dataset(split="own", val_share=0.5).load(tmp_path), "test").tolist() == pytest.approx([99], abs=6)
 
@@ -327,7 +337,7 @@ def test_an_id_alone_does_not_name_one_of_two_clips(tmp_path):
     (tmp_path / "lists" / "test.txt").write_text(f"{name(7, start=300)},10,7\n")
     for stem in (name(7)[:11], name(38)[:11]):
         write_video(tmp_path / f"{stem}.mp4", seconds=1, fps=6)
-    done = packed(tmp_path, tmp_path)
+    done = packed(tmp_path, tmp_path, split="own")
     assert done.problems["id"].tolist() == ["_0000000007_000007", "_0000000007_000300"]
     assert done.manifest["samples"] == 1
 
@@ -337,7 +347,7 @@ def test_a_name_with_the_start_counts_before_one_without(tmp_path):
     for number in (7, 38, 69):
         write_video(tmp_path / f"{name(number)}.mp4", seconds=1, fps=6, colour=(120,) * 3)
     write_video(tmp_path / f"{name(69)[:11]}.mp4", seconds=1, fps=6, colour=(40,) * 3)
-    packed(tmp_path, tmp_path)
+    packed(tmp_path, tmp_path, split="own")
     assert grey(dataset(split="own", val_share=0.5).load(tmp_path), "test").tolist() == pytest.approx([120], abs=6)
 
 
@@ -346,7 +356,7 @@ def test_the_same_clip_twice(tmp_path):
     write_video(tmp_path / f"{name(7)}.mp4", seconds=1, fps=6)
     write_video(tmp_path / "b" / f"{name(7)[:11]}_7.mp4", seconds=1, fps=6)
     with pytest.raises(UserError, match=r"must be there once, found .*_000007_000017\.mp4 and .*_7\.mp4; remove one"):
-        packed(tmp_path, tmp_path)
+        packed(tmp_path, tmp_path, split="own")
 
 
 def pictures(folder, level, count=5):
@@ -367,7 +377,7 @@ def test_frames_and_sound_instead_of_videos(tmp_path):
     write_wav(tmp_path / "sound" / f"{name(100)}.wav", tone(1, 16000))
     write_video(tmp_path / f"{name(69)}.mp4", seconds=1, fps=6, colour=(160,) * 3)
     pictures(tmp_path / "train" / name(69), 20)
-    done = packed(tmp_path, tmp_path)
+    done = packed(tmp_path, tmp_path, split="own")
     assert done.problems.values.tolist() == [
         [f"_{100:010d}_000100", "its video or a folder of its frames must be below the source, it is missing", False]
     ]
@@ -379,7 +389,7 @@ def test_frames_and_sound_instead_of_videos(tmp_path):
 def test_sound_of_a_file_before_that_of_the_video(tmp_path):
     own(clips(tmp_path, [7, 38, 69]), train=[7, 38], test=[69])
     write_wav(tmp_path / f"{name(38)}.wav", np.zeros(16000, np.float32))
-    done = packed(tmp_path, tmp_path)
+    done = packed(tmp_path, tmp_path, split="own")
     assert done.problems.values.tolist() == [["_0000000038_000038", "silent", True]]
 
 
@@ -393,13 +403,14 @@ def test_damaged_clips_are_problems(tmp_path):
     write_video(tmp_path / f"{name(162)}.mp4", seconds=1, silent=True)
     write_video(tmp_path / f"{name(193)[:11]}.mp4", seconds=LONGEST + 5, fps=2)
     (tmp_path / f"{name(69)}.mp4").write_bytes(b"")
-    done = packed(tmp_path, tmp_path)
+    done = packed(tmp_path, tmp_path, split="own")
     found = {row.id[:11]: (row.problem, row.kept) for row in done.problems.itertuples()}
     assert found.keys() == {f"_{i:010d}" for i in (69, 100, 131, 162, 193)}
     assert found["_0000000162"] == ("silent", True)
     assert "must be the clip of 10 s alone, it lasts 20 s" in found["_0000000193"][0]
-    assert "it is damaged, cut short or has none" in found["_0000000100"][0]
-    assert "must be a media file with sound" in found["_0000000131"][0]
+    assert found["_0000000069"][0].endswith("must be a media file with sound, it is empty; fetch it again")
+    assert "it is damaged or cut short" in found["_0000000100"][0]
+    assert "must be a media file with sound, it has no audio track" in found["_0000000131"][0]
     assert done.manifest["samples"] == 3
     with pytest.raises(UserError, match="the test split must hold at least one sample"):
         dataset(split="own").load(tmp_path)
@@ -407,14 +418,14 @@ def test_damaged_clips_are_problems(tmp_path):
 
 def test_fingerprint_of_bytes_and_lists_not_of_names(tmp_path):
     source = own(clips(tmp_path / "a", [7, 38, 69]), train=[7, 38], test=[69])
-    prints = [packed(source, tmp_path / "r0").manifest["fingerprint"]]
+    prints = [packed(source, tmp_path / "r0", split="own").manifest["fingerprint"]]
     shutil.copytree(source, tmp_path / "b")
     (tmp_path / "b" / "deep").mkdir()
     shutil.move(tmp_path / "b" / f"{name(7)}.mp4", tmp_path / "b" / "deep" / f"{name(7)[:11]}_7.mp4")
-    prints.append(packed(tmp_path / "b", tmp_path / "r1").manifest["fingerprint"])
+    prints.append(packed(tmp_path / "b", tmp_path / "r1", split="own").manifest["fingerprint"])
     assert prints[0] == prints[1]
     write_video(source / f"{name(38)}.mp4", seconds=1, fps=6, colour=(200,) * 3)
-    prints.append(packed(source, tmp_path / "r2").manifest["fingerprint"])
+    prints.append(packed(source, tmp_path / "r2", split="own").manifest["fingerprint"])
     own(source, train=[7, 69], test=[38])
-    prints.append(packed(source, tmp_path / "r3").manifest["fingerprint"])
+    prints.append(packed(source, tmp_path / "r3", split="own").manifest["fingerprint"])
     assert len(set(prints)) == 3

@@ -460,7 +460,12 @@ def test_any_change_is_another_fingerprint(tmp_path, edit):
     edit(source)
     assert prepared(source, tmp_path / "b").manifest["fingerprint"] != first.manifest["fingerprint"]
     if edit is not edit_file:  # of the same size: only reading it would tell
-        with pytest.raises(UserError, match=r"it was made before .* changed, .*; remove that folder .*name=NAME"):
+        why = (
+            r"with other options \(modalities\)"
+            if edit in (edit_order, edit_key)
+            else "before samples, lists .* changed, .*"
+        )
+        with pytest.raises(UserError, match=rf"it was made {why}; remove that folder .*name=NAME"):
             prepared(source, tmp_path / "a")
     assert prepared(source, tmp_path / "a", name="second").decoded > 0
 
@@ -538,7 +543,9 @@ def test_a_pack_of_another_version(tmp_path, monkeypatch):
     monkeypatch.setattr(Manifest, "version", 2)
     with pytest.raises(UserError, match="must be of version 2 of dataset manifest, found 1; remove it"):
         Manifest(ManifestOptions(name="mine")).load(tmp_path)
-    with pytest.raises(UserError, match="it was made before samples, lists or the size of a file there changed"):
+    with pytest.raises(
+        UserError, match="it was made by version 1 of dataset manifest, which is 2 now; remove that folder"
+    ):
         prepared(source, tmp_path)
 
 
@@ -574,7 +581,7 @@ def test_missing_and_damaged_media_are_left_out(tmp_path):
     source = tmp_path / "mine"
     rows, modalities = [], {"audio": {"kind": "audio", "column": "clip"}, "video": {"kind": "video", "column": "clip"}}
     modalities["photo"] = {"kind": "image"}
-    for i in range(11):
+    for i in range(12):
         write_video(source / f"{i}.mp4", seconds=1.5, silent=i == 2)
         Image.new("RGB", (30, 30), (i, 0, 0)).save(source / f"{i}.png")
         rows.append({"id": f"r{i:02d}", "label": "ab"[i % 2], "clip": f"{i}.mp4", "photo": f"{i}.png"})
@@ -587,24 +594,27 @@ def test_missing_and_damaged_media_are_left_out(tmp_path):
     (source / "9.mp4").unlink()
     (source / "9.png").unlink()
     write_wav(source / "10.mp4", tone(1, 16000))
+    (source / "11").mkdir()
+    rows[11]["clip"] = "11"
     made = prepared(write(source, rows, modalities), tmp_path)
     found = reasons(made)
     assert found["r02"] == ("silent", True)
     expected = {
         "r03": r"3\.mp4 must be a file, it is missing$",
         "r04": r"4\.png must be a file, it is missing$",
-        "r05": r"5\.mp4 must be a .*damaged, cut short",
+        "r05": r"5\.mp4 must be a .*damaged or cut short",
         "r06": r"6\.png must be a whole picture",
         "r07": "column photo must not be empty, it is",
-        "r08": r"8\.mp4 must be a media file with sound",
+        "r08": r"8\.mp4 must be a media file with sound, it has no audio track",
         "r09": r"9\.mp4 must be a file, it is missing; .*9\.png must be a file, it is missing$",
-        "r10": r"10\.mp4 must be a whole video",
+        "r10": r"10\.mp4 must be a whole video, it has no video track",
+        "r11": r"11 must hold frames \(\.jpg, \.jpeg or \.png\), it holds none$",
     }
     assert set(found) == {"r02", *expected}
     for name, pattern in expected.items():
         assert re.search(pattern, found[name][0]), found[name]
         assert not found[name][1]
-    assert (made.manifest["samples"], made.manifest["left_out"], made.manifest["remarked"]) == (3, 8, 1)
+    assert (made.manifest["samples"], made.manifest["left_out"], made.manifest["remarked"]) == (3, 9, 1)
 
 
 def overflow():
@@ -626,7 +636,7 @@ def overflow():
         (lambda p: cut(p, 0.9), r"whole \.npy file of numbers"),
         (lambda p: p.write_bytes(b""), r"whole \.npy file of numbers"),
         (lambda p: p.write_text("1,2,3"), r"whole \.npy file of numbers"),
-        (lambda p: (p.unlink(), p.mkdir()), "must be a file, it is missing"),
+        (lambda p: (p.unlink(), p.mkdir()), "must be a file, it is a folder"),
     ],
 )
 def test_damaged_features_are_left_out(tmp_path, damage, reason):

@@ -151,6 +151,12 @@ def test_a_split_without_lists_is_not_offered(lists, copy, tmp_path):
     for part in ("train", "test"):
         (copy / "ucfTrainTestlist" / f"{part}list02.txt").unlink()
     assert set(next(iter(read_lists(copy / "ucfTrainTestlist")[1].values()))) == {"class", "group", "1", "3"}
+    with pytest.raises(
+        UserError,
+        match=r"split=2 needs .*; add trainlist02\.txt and testlist02\.txt in ucfTrainTestlist/, or choose --set "
+        r"ucf101\.split=1 or 3$",
+    ):
+        build(copy, tmp_path / "root", split="2")
     _, made = build(copy, tmp_path / "root")
     with pytest.raises(UserError, match="split=2 needs its lists beside the source"):
         load((tmp_path / "root", made), split="2")

@@ -11,12 +11,13 @@ from PIL import Image
 from balancebench_udi.data.loader import Loader
 from balancebench_udi.data.media import SPECTROGRAMS
 from balancebench_udi.data.pack import prepare
-from balancebench_udi.data.vggsound import CLASSES, VGGSound, read_list
+from balancebench_udi.data.vggsound import CLASSES, SIZES, VGGSound, read_list
 from balancebench_udi.errors import UserError
 from tests.media import cut, tone, write_video, write_wav
 
 LABELS = ["waterfall burbling", "female speech, woman speaking", "bee, wasp, etc. buzzing", "people marching"]
 LABELS += [f"class {i}" for i in range(len(LABELS), CLASSES)]
+TRAIN = SIZES["train"]
 
 
 def title(number):
@@ -24,14 +25,14 @@ def title(number):
 
 
 def official(path, *drop):
-    """Four train lines and one test line of each class, in turns; clip i has class i % 309 and starts at second i.
+    """As many train lines, then test lines as published; clip i has class i % 309 and starts at second i.
 
     Lines of a (class, part) to drop are left out.
     """
     with path.open("w", newline="") as handle:
         rows = csv.writer(handle)
-        for number in range(5 * CLASSES):
-            part = "test" if number >= 4 * CLASSES else "train"
+        for number in range(TRAIN + SIZES["test"]):
+            part = "test" if number >= TRAIN else "train"
             if (number % CLASSES, part) not in drop:
                 rows.writerow([title(number), number, LABELS[number % CLASSES], part])
     return path.parent
@@ -60,7 +61,7 @@ def packed(source, root, **options):
     return prepare(dataset(**options), source, root, 1, quiet=True)
 
 
-PRESENT = [0, 1, CLASSES, CLASSES + 1, 4 * CLASSES, 4 * CLASSES + 1]
+PRESENT = [0, 1, CLASSES, CLASSES + 1, 600 * CLASSES, 600 * CLASSES + 1]
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,18 @@ def test_the_published_list_must_be_whole(tmp_path):
         packed(tmp_path, tmp_path)
 
 
+@pytest.mark.parametrize(("line", "found"), [(0, "183970 and 15496"), (-1, "183971 and 15495")])
+def test_a_published_list_that_was_cut(tmp_path, line, found):
+    path = official(tmp_path / "vggsound.csv") / "vggsound.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    lines.pop(line)
+    path.write_text("".join(lines))
+    with pytest.raises(
+        UserError, match=rf"must list 183971 clips in train and 15496 in test, found {found}; .* set split=own$"
+    ):
+        packed(tmp_path, tmp_path)
+
+
 def test_a_class_that_is_not_trained_on(tmp_path):
     own(tmp_path, *THREE, (10, 2, "val"))
     with pytest.raises(UserError, match=r"must be in train, found 'bee, wasp, etc\. buzzing' in val only"):
@@ -141,7 +154,7 @@ def test_a_pack_of_a_partial_download(source, tmp_path):
     done = packed(source, tmp_path)
     assert done.manifest["classes"] == LABELS
     assert done.manifest["splits"] == {"official": {"train": 4, "test": 2}}
-    assert done.manifest["left_out"] == len(done.problems) == 5 * CLASSES - 6
+    assert done.manifest["left_out"] == len(done.problems) == sum(SIZES.values()) - 6
     bundle = dataset(val_share=0.5).load(tmp_path)
     assert bundle.classes == tuple(LABELS)
     assert [len(bundle.split(part)) for part in ("train", "val", "test")] == [2, 2, 2]
@@ -198,7 +211,7 @@ def test_other_names_are_not_guessed(tmp_path):
     for number, _, _ in THREE:
         video(tmp_path / f"{title(number)}_{number + 1}.mp4")
         video(tmp_path / f"Y{title(number)}_{number}.mp4")
-    with pytest.raises(UserError, match="found no sample that is there"):
+    with pytest.raises(UserError, match=r"found none of 3 samples, the first: .* it is missing"):
         packed(tmp_path, tmp_path, split="own")
 
 
@@ -212,7 +225,7 @@ def test_extracted_frames_in_folders_named_like_videos(tmp_path):
         write_wav(tmp_path / "train-set" / f"{title(number)}_{number}.wav", tone(1, 16000))
     done = packed(tmp_path, tmp_path, split="own")
     assert (done.manifest["samples"], len(done.problems)) == (3, 0)
-    with pytest.raises(UserError, match="found no sample that is there"):
+    with pytest.raises(UserError, match=r"found none of 3 samples, the first: .* it is missing"):
         packed(tmp_path, tmp_path / "r", split="own", fps=1)
 
 

@@ -116,11 +116,15 @@ def test_silence(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", VIDEOS)
 def test_a_video_without_sound_and_sound_without_a_video(tmp_path, suffix):
     mute = write_video(tmp_path / f"a{suffix}", 1, sound=False)
-    with pytest.raises(UserError, match="must be a media file with sound, it is damaged, cut short or has none"):
+    with pytest.raises(
+        UserError, match="must be a media file with sound, it has no audio track; give one that has, or"
+    ):
         read_sound(mute)
     assert len(read_video(mute, 5)) == 5
     blind = write_video(tmp_path / f"b{suffix}", 1, pictures=False)
-    with pytest.raises(UserError, match="must be a whole video, it is damaged, cut short or has none; fetch it again"):
+    with pytest.raises(
+        UserError, match="must be a whole video, it has no video track; give one that has, or leave the"
+    ):
         read_video(blind, 5)
     assert len(read_sound(blind)[0]) > 15000
 
@@ -169,10 +173,11 @@ def written(tmp_path_factory):
 
 def assert_refused(path):
     """Sound and, of a video, pictures, with the sentence that says what to do."""
-    with pytest.raises(UserError, match=rf"{path.name} must .*; fetch it again$"):
+    fault = r"it is (empty|damaged or cut short); fetch it again$"
+    with pytest.raises(UserError, match=rf"{path.name} must be a media file with sound, {fault}"):
         read_sound(path)
     if path.suffix in CODECS:
-        with pytest.raises(UserError, match=rf"{path.name} must be a whole video, it is damaged, cut short"):
+        with pytest.raises(UserError, match=rf"{path.name} must be a whole video, {fault}"):
             read_video(path, 3)
 
 
@@ -186,8 +191,31 @@ def test_cut_files(tmp_path, written, name, share):
 @pytest.mark.parametrize("suffix", CODECS)
 def test_cut_pictures_without_sound(tmp_path, suffix):
     path = cut(write_video(tmp_path / f"a{suffix}", 4, sound=False), 0.87)
-    with pytest.raises(UserError, match=rf"a\{suffix} must be a whole video, it is damaged, cut short"):
+    with pytest.raises(UserError, match=rf"a\{suffix} must be a whole video, it is damaged or cut short"):
         read_video(path, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", "it is empty; fetch it again"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+            "it is a pointer of git LFS; call git lfs pull where it was cloned",
+        ),
+        (b"version 2 of something else\n", "it is damaged or cut short; fetch it again"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".flv", ".wav", ".mp3", ".jpg"])
+def test_why_a_file_cannot_be_decoded(tmp_path, suffix, content, fault):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    calls = {"a whole video": lambda: read_video(path, 3), "a media file with sound": lambda: read_sound(path)}
+    if suffix == ".jpg":
+        calls = {"a whole picture": lambda: read_pictures([path])}
+    for what, call in calls.items():
+        with pytest.raises(UserError, match=rf"a\{suffix} must be {what}, {fault}$"):
+            call()
 
 
 @pytest.mark.parametrize("name", ["a.avi", "a.flv", "a.mkv", "a.webm", "vorbis.ogg", "a.opus", "a.flac"])

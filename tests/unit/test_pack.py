@@ -368,7 +368,14 @@ def test_lists_are_checked(source, root):
     with pytest.raises(UserError, match="the class of s000 must be one of cat, dog, found 'cow'"):
         prepare(source, root)
     (source / "list.csv").write_text("s900,cat,train\n")
-    with pytest.raises(UserError, match=r"must hold list\.csv and a text file a sample, found no sample"):
+    with pytest.raises(
+        UserError, match=r"must hold list\.csv and a text file .*, found none of 1 samples, the first: s900: its"
+    ):
+        prepare(source, root)
+    (source / "list.csv").write_text("")
+    with pytest.raises(
+        UserError, match=r"must hold list\.csv and a text file a sample, found no sample; see prepare\.py"
+    ):
         prepare(source, root)
     assert not root.exists()
 
@@ -586,6 +593,16 @@ def test_a_journal_of_something_else_is_not_used(source, root, tmp_path, change,
     made = prepare(source, root)
     assert (made.resumed, made.decoded) == (0, 8)
     assert np.load(made.folder / "wide.npy")[0].tolist() == [140.0 if change == "other source" else 0.0] * Toy.size
+
+
+def test_a_list_of_splits_may_change_before_it_goes_on(source, root):
+    """No value depends on it: what is decoded is kept, and the pack is that of the new list."""
+    interrupt(source, root)
+    (source / "list.csv").write_text((source / "list.csv").read_text().replace("s005,dog,train", "s005,dog,val"))
+    made = prepare(source, root)
+    assert (made.resumed, made.decoded) == (5, 3)
+    assert contents(made.folder) == contents(prepare(source, root / "b").folder)
+    assert made.manifest["splits"] == {"official": {"train": 5, "val": 1, "test": 2}}
 
 
 def test_a_journal_does_not_speak_for_arrays_of_another_source(source, root, tmp_path, monkeypatch):
@@ -824,6 +841,13 @@ def test_preparing_what_lacks_a_file(source, root, name):
     (folder / name).unlink()
     with pytest.raises(UserError, match=rf"{name} must be there, it is not; remove {folder} and prepare again"):
         prepare(source, root)
+
+
+def test_a_split_whose_lists_are_not_there(source, root):
+    with pytest.raises(UserError, match=rf"split=other needs samples .*, found none in {source}; add its lists$"):
+        prepare(source, root, Toy(ToyOptions(split="other")))
+    assert not calls(source)
+    assert not root.exists()
 
 
 def test_a_split_whose_lists_were_not_there(source, root):
