@@ -38,12 +38,12 @@ READOUTS = {
     "masked": "of the fused prediction with the other modalities at zero",
 }
 COSTS = {
-    "parameters": ("thousand parameters", 1e3),
-    "flops_per_sample": ("MFLOP a sample", 1e6),
-    "passes_forward": ("thousand passes forward", 1e3),
-    "passes_backward": ("thousand passes backward", 1e3),
+    "parameters": ("parameters (k)", 1e3),
+    "flops_per_sample": ("MFLOP / sample", 1e6),
+    "passes_forward": ("forward (k)", 1e3),
+    "passes_backward": ("backward (k)", 1e3),
     "flops": ("GFLOP", 1e9),
-    "peak_memory_bytes": ("MB of memory", 1e6),
+    "peak_memory_bytes": ("memory (MB)", 1e6),
 }
 """Head and unit of each of :data:`balancebench_udi.report.groups.SPENT`."""
 OPTIONAL = ("ece", "probe", "cka", "discrepancy")
@@ -465,7 +465,10 @@ def _costs(part: Part) -> str:
         [Cell(escape(label)), *(number(row[name], 1 / COSTS[name][1], 2) for name in columns)]
         for label, row in means.iterrows()
     ]
-    told = "Passes: samples through the encoders. GFLOP: of all of them, a backward pass counted as two forward ones."
+    told = (
+        "Forward and backward: passes of samples through the encoders. GFLOP: of all of them, a backward pass counted as "
+        "two forward ones."
+    )
     if "peak_memory_bytes" in columns:
         told += " Memory: the most allocated on a GPU; on a CPU the most resident, with libraries and data."
     caption = f"What a run takes in {escape(part.group.title)}, mean over seeds. {told}"

@@ -334,12 +334,12 @@ def test_what_a_run_takes_stands_in_a_table_of_its_own(text):
     table = re.search(r"<h3>Costs</h3>.*?</table>", text, re.S)[0]
     assert [re.sub("<.*?>", "", head) for head in re.findall("<th scope=.col.*?</th>", table)] == [
         "method",
-        "thousand parameters",
-        "MFLOP a sample",
-        "thousand passes forward",
-        "thousand passes backward",
+        "parameters (k)",
+        "MFLOP / sample",
+        "forward (k)",
+        "backward (k)",
         "GFLOP",
-        "MB of memory",
+        "memory (MB)",
     ]
     rows = [re.sub("<.*?>", " ", row).split() for row in re.findall('<tr><th scope="row">.*?</tr>', table)]
     assert ["base", "1.23", "3.00", "0.20", "0.20", "0.90", "–"] in rows

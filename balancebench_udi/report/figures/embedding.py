@@ -115,6 +115,7 @@ def draw(coordinates: pd.DataFrame, classes: Sequence[str], title: str) -> Drawi
         for handle, name in zip(handles, shortened([classes[index] for index in present]), strict=True):
             handle.set_label(name)
         figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False, markerscale=1.4)
+        figure.draw_without_rendering()  # square panels leave the title its room in a second layout only
     return Drawing(
         figure,
         f"t-SNE maps of features by class, {title}. Samples whose nearest neighbour in the map is of their own class: "
