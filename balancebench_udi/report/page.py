@@ -466,8 +466,8 @@ def _costs(part: Part) -> str:
         for label, row in means.iterrows()
     ]
     told = (
-        "Forward and backward: passes of samples through the encoders. GFLOP: of all of them, a backward pass counted as "
-        "two forward ones."
+        "Forward and backward: passes of samples through the encoders. GFLOP: of all of them, a backward pass counted "
+        "as two forward ones."
     )
     if "peak_memory_bytes" in columns:
         told += " Memory: the most allocated on a GPU; on a CPU the most resident, with libraries and data."
