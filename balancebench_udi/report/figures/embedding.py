@@ -123,8 +123,8 @@ def draw(coordinates: pd.DataFrame, classes: Sequence[str], title: str) -> Drawi
         f"t-SNE (scikit-learn; PCA initialisation, seed 0) of features, {title}: one point a sample, colour and marker "
         "its class, every panel mapped by itself; axes have no unit, and distances between far groups mean little. "
         "In percent: samples whose nearest neighbour in the map is of their own class. The networks were kept or "
-        "trained for this figure; of runs recorded on another processor they may be as far from those of the records as "
-        "another seed's.",
+        "trained for this figure; of runs recorded on another processor they may be as far from those of the records "
+        "as another seed's.",
     )
 
 
