@@ -257,7 +257,7 @@ def _part(cls: type, values: Any, where: str) -> Any:
     elif epochs is not None and (type(epochs) is not int or epochs < 1):
         raise UserError(f"epochs of {where}, must be a whole number >= 1 or a multiple such as 2x, found {epochs!r}")
     if made.fusion is not None and made.fusion not in FUSIONS:
-        raise UserError(f"fusion of {where}, must be one, found {made.fusion!r}{near_misses(made.fusion, FUSIONS)}")
+        raise UserError(f"fusion of {where}, must name one, found {made.fusion!r}{near_misses(made.fusion, FUSIONS)}")
     for m, encoder in getattr(made, "encoders", {}).items():
         if not isinstance(encoder, dict) or encoder.get("name") not in ENCODERS:
             raise UserError(f"encoder {m} of {where}, must name one of {', '.join(ENCODERS)}, found {encoder!r}")

@@ -37,6 +37,7 @@ from balancebench_udi.report.comparison import RULES
 from balancebench_udi.report.figures.ranks import critical_difference_diagram
 from balancebench_udi.report.published import Claim, load_published
 from balancebench_udi.runner import Job, run_all
+from balancebench_udi.spec import canonical
 from balancebench_udi.store import Store, read_record
 from benchmarks.command import (
     ALONE,
@@ -197,6 +198,7 @@ class Archive:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._read: dict[tuple[str, str], list[Record]] = {}
+        self._modalities: dict[str, list[str]] = {}
 
     def of(self, dataset: str, method: str) -> list[Record]:
         """Those of one method on one dataset, in the order of their paths."""
@@ -205,11 +207,15 @@ class Archive:
             self._read[dataset, method] = [read_record(path) for path in sorted(folder.glob("*.json"))]
         return self._read[dataset, method]
 
-    def modalities(self, dataset: str) -> list[str]:
-        """Those of the dataset, of whichever run on it comes first; none where no run was ever recorded."""
-        for path in self.store.record_paths(dataset)[:1]:
-            return read_record(path)["result"]["modalities"]
-        return []
+    def modalities(self, spec: Mapping[str, Any]) -> list[str]:
+        """Those of the dataset with the options of ``spec``; none where no run on that was ever recorded."""
+        data = ("dataset", "dataset_version", "dataset_options")
+        place = canonical([spec[name] for name in data])
+        if place not in self._modalities:
+            runs = self.store.records(spec["dataset"])
+            alike = (r["result"]["modalities"] for r in runs if all(r["spec"][n] == spec[n] for n in data))
+            self._modalities[place] = next(alike, [])
+        return self._modalities[place]
 
     def any(self, dataset: str) -> bool:
         """Whether a run on the dataset was ever recorded."""
@@ -231,13 +237,12 @@ def places(table: Table, archive: Archive) -> Iterator[Place]:
     seeds = set(parse_seeds(table.seeds))
     for column in table.columns:
         mine = []
-        modalities = archive.modalities(column.dataset)
         for row in table.rows:
             if not (applies(row, column) and known(row, column)):
                 mine.append(Place(row, column))
                 continue
             runs = wanted(row, column, table.select)
-            if modalities:
+            if modalities := archive.modalities(runs.spec):
                 check_modalities(row, column, runs, modalities)
             found = [r for r in archive.of(column.dataset, row.method) if runs.has(r["spec"])]
             found = [r for r in found if r["spec"]["seed"] in seeds and _usual(r, runs, archive)]

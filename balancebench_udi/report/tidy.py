@@ -31,17 +31,8 @@ SCORES = (
 DERIVED = ("val_accuracy", "val_loss", "utilisation/", "complementarity/", "bayes_distance/", "probe_gap/")
 COSTS = (
     *("parameters", "flops_per_sample", "passes_forward", "passes_backward", "passes", "flops"),
-    *(
-        "seconds",
-        "cpu_seconds",
-        "wall_seconds",
-        "peak_memory_bytes",
-        "device_type",
-        "device",
-        "threads",
-        "torch",
-        "commit",
-    ),
+    *("seconds", "cpu_seconds", "wall_seconds", "peak_memory_bytes"),
+    *("device_type", "device", "threads", "torch", "commit"),
 )
 ORDER = ("dataset", "protocol", "protocol_version", "method", "cell", "seed", "key")
 """By what the rows are sorted; the readings of a run stay in the order last, best_val, best_test."""

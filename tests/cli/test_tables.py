@@ -509,9 +509,13 @@ def test_every_score_of_a_record_is_a_value(mine: Any) -> None:
         (
             {"fusion": "concta"},
             {},
-            "fusion of 'Made', a column of mine.yaml, must be one, found 'concta'; did",
+            "fusion of 'Made', a column of mine.yaml, must name one, found 'concta'; did",
         ),
-        ({}, {"fusion": "sun"}, "fusion of 'joint', a row of mine.yaml, must be one, found 'sun'; did you mean 'sum'?"),
+        (
+            {},
+            {"fusion": "sun"},
+            "fusion of 'joint', a row of mine.yaml, must name one, found 'sun'; did you mean 'sum'?",
+        ),
         (
             {"encoders": {"m00": {"name": "mlp"}}},
             {},
@@ -532,6 +536,17 @@ def test_what_run_would_refuse_is_refused_where_the_data_is_known(
         assert called.code == 2
         assert said in called.err
         assert called.err.count("\n") == 1
+
+
+def test_runs_with_other_options_of_the_data_tell_nothing_of_its_modalities(
+    mine: Any, tmp_path: Path, call: Callable[..., Called]
+) -> None:
+    values = describe(tmp_path)
+    fake(tmp_path / "out", mine.rows[0], mine.columns[0], 0)
+    third = {"name": "Three", "encoders": {"m2": {"name": "mlp"}}}
+    column = {**values["columns"][0], **third, "set": {**DATA, "synthetic.modalities": 3}}
+    describe(tmp_path, columns=[values["columns"][0], column], rows=values["rows"][:1])
+    assert call("mine.yaml").code == 0
 
 
 @pytest.mark.parametrize("value", ["alone/m00*", "alone/n*", "masked/m0+n*"])

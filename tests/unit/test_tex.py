@@ -46,8 +46,9 @@ def test_panels_fit_a_line_and_floats_a_page():
 
 
 def test_groups_stay_together_where_they_fit():
-    made = tex.table("Wide", [NAMES], WIDE, SAID)
-    assert all(panel.count("multicolumn") == 1 for panel in panels(made))
+    three = [column for column in WIDE if column.head[-1] in "012"]  # five columns fit, two groups do not
+    found = panels(tex.table("Wide", [NAMES], three, SAID))
+    assert [panel.count(r"\multicolumn{3}") for panel in found] == [1] * 6
 
 
 def test_what_is_said_stands_below_and_is_escaped():

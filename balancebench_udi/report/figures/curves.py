@@ -132,7 +132,7 @@ def gradient_curves(records: Records) -> Drawing | None:
                     table = _timeline(group, _gradient(f"{kind}/{m}"))
                     if table.notna().any(axis=None):
                         ratio = kind == "norm_ratio"
-                        bounds = (0, math.inf) if ratio else (-1, 1)
+                        bounds = (-math.inf, math.inf) if ratio else (-1, 1)
                         mean = _draw(axes, table, m, look[m], ratio, bounds).dropna()
                         told.append(f"{method} {m} {mean.iloc[0]:.2f} to {mean.iloc[-1]:.2f} ({kind})")
                 axes.axhline(kind == "norm_ratio", color="0.4", linewidth=0.8, zorder=1, label="neutral")
