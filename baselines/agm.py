@@ -132,9 +132,11 @@ class AGM(Strategy):
     def ablated(self, batch: Batch) -> list[Tensor]:
         """``f(S) [B, C]`` of every coalition but none and all, in eval mode; batch-norm statistics stay as they are."""
         with eval_mode(self.model):
-            present = self._hide(self.model.encode(batch.inputs), batch)
-            zero = self.model.encode({m: torch.zeros_like(x[:1]) for m, x in batch.inputs.items()})
-            absent = self._hide({m: f.expand_as(present[m]) for m, f in zero.items()}, batch)
+            # in eval mode samples do not see one another: the input of zeros goes along as one more
+            inputs = {m: torch.cat([x, torch.zeros_like(x[:1])]) for m, x in batch.inputs.items()}
+            encoded = self.model.encode(inputs)
+            present = self._hide({m: f[:-1] for m, f in encoded.items()}, batch)
+            absent = self._hide({m: f[-1:].expand_as(present[m]) for m, f in encoded.items()}, batch)
             partial = self.coalitions[:-1]
             features = {m: torch.cat([(present if m in s else absent)[m] for s in partial]) for m in present}
             return list(self.fuse(features).split(len(batch)))

@@ -142,7 +142,7 @@ class MMPareto(Strategy):
 
 def combine(g_mm: list[Tensor], g_m: list[Tensor], gamma: float, rescale: str) -> tuple[list[Tensor], Tensor, Tensor]:
     """(gradient tensors of one encoder, weight of ``g_mm``, cosine), all on the device."""
-    a, b, c = dot(g_mm, g_mm), dot(g_m, g_m), dot(g_mm, g_m)
+    a, b, c = norm(g_mm).square(), norm(g_m).square(), dot(g_mm, g_m)
     least = (b - c) / (a + b - 2 * c).clamp_min(torch.finfo(a.dtype).tiny)
     weight = torch.where(c > 0, torch.full_like(c, 0.5), least)
     h = torch._foreach_add(torch._foreach_mul(g_mm, 2 * weight), torch._foreach_mul(g_m, 2 * (1 - weight)))

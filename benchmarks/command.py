@@ -123,19 +123,20 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def spare_memory() -> None:
+def spare_memory() -> bool:
     """Give memory back to the system as soon as it is free, instead of keeping it for the next tensor.
 
     The C library keeps freed blocks below its mmap threshold, which grows to 32 MB: in a training of convolutional
-    networks some 900 MB. Large pages make up for part of the time that asking for them again takes.
+    networks some 900 MB. Large pages make up for the time that asking for them again takes, in fp32 for all of it.
 
-    Raises:
-        UserError: not a C library that can be told so.
+    Returns:
+        whether the C library is one that can be told so.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None or not mallopt(M_MMAP_THRESHOLD, 2**20):
-        raise UserError("--spare-memory needs the GNU C library, found another one: leave it out")
+        return False
     os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # torch reads it at its first large tensor
+    return True
 
 
 def data_root(given: Path | None) -> Path | None:

@@ -92,8 +92,9 @@ def parser() -> Parser:
     )
     p.add_argument(
         "--spare-memory",
-        action="store_true",
-        help="on a CPU: take about a quarter less memory and up to a quarter more time; the results are the same",
+        action=argparse.BooleanOptionalAction,
+        help="on a CPU: take about a quarter less memory, in bf16 for a sixth more time; the results are the same "
+        "(default: in fp32, where it takes no more)",
     )
     p.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     p.add_argument("--list", action="store_true", help="print methods with their options, datasets and protocols")
@@ -133,8 +134,6 @@ def plan_again(given: argparse.Namespace) -> tuple[list[Job], Store, torch.devic
 
 def make_plan(given: argparse.Namespace) -> tuple[list[Job], Store, torch.device, Protocol]:
     """Everything that the command line asks for, checked."""
-    if given.spare_memory:
-        spare_memory()
     names = registry.methods.match(words(given.methods, "--methods"))
     methods = {name: registry.methods.get(name) for name in names}
     settings = parse_settings(given.set, [*names, given.dataset])
@@ -154,6 +153,10 @@ def make_plan(given: argparse.Namespace) -> tuple[list[Job], Store, torch.device
     device = choose_device(given.device)
     store = Store(given.out if given.out is not None else default_out(), given.keep_weights)
     protocol = resolve_precision(protocol, device)
+    by_default = device.type == "cpu" and protocol.run.precision == "fp32"
+    spare = by_default if given.spare_memory is None else given.spare_memory
+    if spare and not spare_memory() and given.spare_memory:
+        raise UserError("--spare-memory needs the GNU C library, found another one: leave it out")
     bundle = dataset.load(data_root(given.data_root))
     encoders = {name.split(".", 1)[1]: values for name, values in settings.items() if name.startswith("encoder.")}
     for m in encoders:

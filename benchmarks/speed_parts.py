@@ -62,7 +62,9 @@ PEER_SECONDS, PEER_BYTES, PEER_THREADS = 243.0, 5.5e9, 2
 PEER_TIME = {"fp32": 3 / 4, "bf16": 1 / 3}
 """Most time that :func:`peer`'s workload may take, as a share of ``PEER_SECONDS`` (which are fp32)."""
 PEER_MEMORY = 1 / 2
-SPARED = "--spare-memory"
+AS_IT_IS = "as it is"
+OTHERWISE = {"fp32": "--no-spare-memory", "bf16": "--spare-memory"}
+"""On a CPU: what ``run.py`` does not do where nothing is said."""
 
 Columns = list[tuple[str, str, str]]
 TEXT = {name: (name, name, "text") for name in ("case", "precision", "method", "encoder", "verdict")}
@@ -416,15 +418,15 @@ def peer(setting: Setting) -> list[Table]:
     clips, test, batch, frames, epochs = (4, 4, 4, 1, 1) if setting.quick else (256, 64, 32, 2, 2)
     comparable = setting.device.type == "cpu" and setting.threads == PEER_THREADS and not setting.quick
     rows = []
-    ways = ("as it is", SPARED) if setting.device.type == "cpu" and not setting.quick else ("as it is",)
-    chosen = [(precision, way) for precision in setting.precisions for way in ways]
+    both = setting.device.type == "cpu" and not setting.quick
+    chosen = [(p, way) for p in setting.precisions for way in ((AS_IT_IS, OTHERWISE[p]) if both else (AS_IT_IS,))]
     with progress(len(chosen), "peer", "process") as bar:
         for precision, way in chosen:
             options = {"shape": "av", "frames": frames, "n_train": clips, "n_val": 8, "n_test": test}
             words = ["--methods", REFERENCE, "--dataset", "synthetic", "--seeds", "0", "--precision", precision]
             words += ["--epochs", str(epochs), "--batch-size", str(batch), "--device", setting.device.type]
             words += [word for k, v in options.items() for word in ("--set", f"synthetic.{k}={v}")]
-            words += [SPARED] if way == SPARED else []
+            words += [way] if way != AS_IT_IS else []
             seen = run_watched([*words, "--out", "out"], setting.threads)
             if seen["code"]:
                 setting.failed.append(f"peer {precision}: run.py ended with {seen['code']}: {seen['said']}")

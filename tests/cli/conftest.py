@@ -18,6 +18,7 @@ def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     here.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.delenv("BALANCEBENCH_DATA", raising=False)
+    monkeypatch.setattr("benchmarks.run.spare_memory", lambda: True)  # it would hold for this whole process
 
     def call(*arguments: object) -> Called:
         capsys.readouterr()

@@ -126,9 +126,33 @@ def test_another_process_gets_the_same_results(cli, swept, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="speaks to the GNU C library")
 def test_sparing_memory_changes_no_result(swept, tmp_path):
-    called = command(*SWEEP, "--spare-memory", "--out", "spared", cwd=tmp_path)
+    called = command(*SWEEP, "--no-spare-memory", "--out", "kept", cwd=tmp_path)
     assert called.code == 0, called.err
-    assert shas(tmp_path / "spared") == shas(swept[1])
+    assert shas(tmp_path / "kept") == shas(swept[1])
+
+
+@pytest.mark.parametrize(
+    ("precision", "words", "spares"),
+    [
+        ("fp32", (), True),
+        ("fp32", ("--no-spare-memory",), False),
+        ("bf16", (), False),
+        ("bf16", ("--spare-memory",), True),
+    ],
+)
+def test_memory_is_spared_in_fp32_and_where_asked(cli, monkeypatch, precision, words, spares):
+    calls = []
+    monkeypatch.setattr("benchmarks.run.spare_memory", lambda: not calls.append(True))
+    assert cli(*SWEEP, "--precision", precision, "--dry-run", *words).code == 0
+    assert calls == [True] * spares
+
+
+def test_another_c_library_is_a_mistake_only_where_sparing_was_asked(cli, monkeypatch):
+    monkeypatch.setattr("benchmarks.run.spare_memory", lambda: False)
+    assert cli(*SWEEP, "--dry-run").code == 0
+    called = cli(*SWEEP, "--dry-run", "--spare-memory")
+    assert called.code == 2
+    assert called.err == "error: --spare-memory needs the GNU C library, found another one: leave it out\n"
 
 
 def test_a_wider_sweep_trains_only_what_is_missing(cli, out):
