@@ -126,6 +126,7 @@ class OGM(Strategy):
     def setup(self, task: Task) -> None:
         super().setup(task)
         self.modulated = {m: self._choose(m, encoder) for m, encoder in self.model.encoders.items()}
+        self._noise = torch.empty(0)
 
     def _choose(self, m: str, encoder: nn.Module) -> list[nn.Parameter]:
         """The tensors of encoder m that are modulated; never none."""
@@ -198,9 +199,11 @@ class OGM(Strategy):
                 torch._foreach_addcmul_(gradients, self._normal(gradients), deviations)
 
     def _normal(self, like: Sequence[Tensor]) -> list[Tensor]:
-        """Standard normal tensors of the given shapes, in one draw from the method's own stream."""
+        """Standard normal tensors of the given shapes, in one draw from the method's own stream; good until the next."""
         sizes = [g.numel() for g in like]
-        flat = torch.randn(sum(sizes), generator=self.task.generator, device=like[0].device, dtype=like[0].dtype)
+        if len(self._noise) < sum(sizes):  # kept: on a CPU new memory costs half as much as the numbers in it
+            self._noise = like[0].new_empty(sum(sizes))
+        flat = self._noise[: sum(sizes)].normal_(generator=self.task.generator)
         return [part.view(g.shape) for part, g in zip(flat.split(sizes), like, strict=True)]
 
 
