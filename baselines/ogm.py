@@ -199,7 +199,10 @@ class OGM(Strategy):
                 torch._foreach_addcmul_(gradients, self._normal(gradients), deviations)
 
     def _normal(self, like: Sequence[Tensor]) -> list[Tensor]:
-        """Standard normal tensors of the given shapes, in one draw from the method's own stream; good until the next."""
+        """Standard normal tensors of the given shapes, in one draw from the method's own stream.
+
+        They are good until the next draw.
+        """
         sizes = [g.numel() for g in like]
         if len(self._noise) < sum(sizes):  # kept: on a CPU new memory costs half as much as the numbers in it
             self._noise = like[0].new_empty(sum(sizes))
