@@ -189,7 +189,10 @@ def estimate(jobs: Sequence[Job], store: Store, device: torch.device) -> float:
 
 
 def _probe(job: Job, device: torch.device) -> float:
-    """Seconds of one epoch of ``job``, from three of its steps, or from as many as take two seconds."""
+    """Seconds of one epoch of ``job``, from three of its steps, or from as many as take two seconds.
+
+    The first step is slower, as it prepares kernels: it counts alone only where that is little of it.
+    """
     trainer = Trainer(job.spec, job.bundle, Strategy, Strategy.Options(), device)
     times = []
     trainer.task.optimizer = trainer.task.make_optimizer(trainer.strategy.parameters())
@@ -197,7 +200,7 @@ def _probe(job: Job, device: torch.device) -> float:
         started = time.perf_counter()
         trainer.strategy.step(batch)["loss"].item()
         times.append(time.perf_counter() - started)
-        if sum(times) > PROBE_SECONDS and len(times) > 1:  # the first step is slower: it prepares kernels
+        if sum(times) > PROBE_SECONDS and (len(times) > 1 or times[0] > 2 * PROBE_SECONDS):
             break
     return min(times) * trainer.task.steps_per_epoch
 

@@ -22,7 +22,7 @@ ALONE = ("unimodal", "ensemble")
 """The methods that train every modality alone, in order of preference."""
 LONGEST_SHOWN = 200
 """Characters of a path that a sentence shows."""
-M_MMAP_THRESHOLD = -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of mallopt, in glibc's malloc.h."""
 
 
@@ -133,8 +133,8 @@ def spare_memory() -> bool:
         whether the C library is one that can be told so.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None or not mallopt(M_MMAP_THRESHOLD, 2**20):
-        return False
+    if mallopt is None or not (mallopt(M_MMAP_THRESHOLD, 2**20) and mallopt(M_TRIM_THRESHOLD, 2**26)):
+        return False  # without the second, which is what 32 MB would bring, small blocks went back and forth
     os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # torch reads it at its first large tensor
     return True
 

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import re
+import types
 
 import pytest
 import torch
@@ -702,16 +703,20 @@ def test_gradients_are_compared_on_a_batch_or_a_twentieth_of_the_data(train, bat
     assert trainer._compared() == samples
 
 
-@pytest.mark.parametrize(("seconds", "steps"), [(0.0, 2), (60.0, 3)])
-def test_an_estimate_stops_after_two_long_steps(bundle, monkeypatch, seconds, steps):
-    taken = []
-    step = runner.Strategy.step
-    monkeypatch.setattr(runner.Strategy, "step", lambda self, batch: taken.append(batch) or step(self, batch))
-    monkeypatch.setattr(runner, "PROBE_SECONDS", seconds)
+@pytest.mark.parametrize(("seconds", "steps"), [(0.1, 3), (1.5, 2), (3.0, 2), (5.0, 1)])
+def test_an_estimate_stops_after_two_long_steps_or_a_very_long_one(bundle, monkeypatch, seconds, steps):
+    clock = types.SimpleNamespace(perf_counter=lambda: clock.now, now=0.0)
+
+    def step(self, batch):
+        clock.now += seconds
+        return {"loss": torch.zeros(())}
+
+    monkeypatch.setattr(runner, "time", clock)
+    monkeypatch.setattr(runner.Strategy, "step", step)
     trainer = make_trainer(bundle, "joint")
     job = runner.Job(trainer.spec, registry.methods.get("joint"), trainer.strategy.options, bundle)
-    assert runner._probe(job, torch.device("cpu")) > 0
-    assert len(taken) == steps
+    assert runner._probe(job, torch.device("cpu")) == pytest.approx(seconds * trainer.task.steps_per_epoch)
+    assert clock.now == pytest.approx(steps * seconds)
 
 
 def test_gradients_are_compared_where_there_is_something_to_compare(bundle):
