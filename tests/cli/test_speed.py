@@ -509,12 +509,16 @@ def test_the_peer_is_judged_on_its_own_workload_only(monkeypatch):
         return {"code": 0, "said": "", "seconds": 100.0, "cpu_seconds": 190.0, "memory": int(2e9)}
 
     monkeypatch.setattr(speed_parts, "run_watched", watched)
-    cases = ((2, False, ["ok", "ok", "over", "over"]), (1, False, [None] * 4), (2, True, [None] * 2))
+    paces = iter([7.2, 7.2, 14.4, 7.2, 3.6])  # before and after four runs
+    monkeypatch.setattr(speed_parts, "their_step", lambda *size, steps: next(paces) if steps else 7.2)
+    cases = ((2, False, ["ok", "ok", "ok", "over"]), (1, False, [None] * 4), (2, True, [None] * 2))
     for threads, quick, said in cases:
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         setting = speed_parts.Setting(CPU, {"joint": Joint}, ["fp32", "bf16"], [SHORT], quick)
         (table,) = speed_parts.peer(setting)
         assert [row["time_verdict"] for row in table.rows] == said
+        at_this_pace = [243.0, 364.5, 364.5, 182.25] if said[0] else [243.0] * len(said)
+        assert [row["their_seconds"] for row in table.rows] == pytest.approx(at_this_pace)
         assert [row["memory_verdict"] for row in table.rows] == ["ok" if one else None for one in said]
         ways = ["as it is", "--no-spare-memory", "as it is", "--spare-memory"]
         assert [row["way"] for row in table.rows] == (["as it is"] * 2 if quick else ways)
@@ -524,6 +528,13 @@ def test_the_peer_is_judged_on_its_own_workload_only(monkeypatch):
     assert threads == 2
     for part in ("--precision bf16", "--epochs 2", "--batch-size 32", "frames=2", "n_train=256", "n_test=64"):
         assert part in words
+
+
+def test_a_step_of_the_peer_is_timed_after_another_one():
+    assert speed_parts.their_step(4, 2, steps=0) == speed_parts.PEER_STEP
+    started = time.perf_counter()
+    step = speed_parts.their_step(2, 1, steps=1)
+    assert 0 < step < time.perf_counter() - started
 
 
 def test_least_work_has_a_closed_form():
