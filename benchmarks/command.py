@@ -127,7 +127,7 @@ def spare_memory() -> bool:
     """Give memory back to the system as soon as it is free, instead of keeping it for the next tensor.
 
     The C library keeps freed blocks below its mmap threshold, which grows to 32 MB: in a training of convolutional
-    networks some 900 MB. Large pages make up for the time that asking for them again takes, in fp32 for all of it.
+    networks some 900 MB. Large pages make up for part of the time that asking for them again takes.
 
     Returns:
         whether the C library is one that can be told so.

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import registry
 from balancebench_udi.data.loader import Batch
 from balancebench_udi.replay import FIRST, Logs, Recording, Steps
-from tests.helpers import make_trainer, tiny_bundle
+from tests.helpers import make_trainer, run_steps, tiny_bundle
 
 Joint = registry.methods.get("joint")
 
@@ -116,3 +117,38 @@ def test_a_key_changes_with_the_window(method, options, keys):
     for trainer.task.epoch in range(8):
         seen.add(trainer.strategy.replay_key())
     assert len(seen) == keys
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that a GPU would launch kernels for: neither views nor new memory."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not (func.is_view or "empty" in str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def operations(method):
+    """Of the second step of a training with two convolutional encoders."""
+    trainer, counts = make_trainer(tiny_bundle(2, "image"), method), []
+    step = trainer.strategy.step
+
+    def counted(batch):
+        with Operations() as seen:
+            logs = step(batch)
+        counts.append(seen.count)
+        return logs
+
+    trainer.strategy.step = counted
+    run_steps(trainer, 2)
+    return counts[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "most"),
+    [("uniform", 1.3), ("ogm", 1.4), ("ogm_ge", 1.7), ("pmr", 2.3), ("agm", 3.2), ("mmpareto", 3.2), ("udi", 0.7)],
+)
+def test_a_method_launches_few_operations_beside_its_passes(method, most):
+    """On a GPU small ones count: AGM once encoded a single sample by itself, at the launches of a batch."""
+    assert operations(method) <= most * operations("joint")
