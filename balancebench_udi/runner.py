@@ -32,7 +32,7 @@ from balancebench_udi.nets.fusion import check_fusion
 from balancebench_udi.protocol import Protocol
 from balancebench_udi.spec import RunSpec, canonical
 from balancebench_udi.store import Store
-from balancebench_udi.strategy import Strategy
+from balancebench_udi.strategy import Batch, Strategy
 from balancebench_udi.trainer import Trainer, Watch, give_back_memory
 
 FORMAT = 1
@@ -169,7 +169,7 @@ def estimate(jobs: Sequence[Job], store: Store, device: torch.device) -> float:
     """Seconds that ``jobs`` will take on ``device``.
 
     By the pace of records of the same data and encoders, of the same method where there are any; without records, by
-    timing up to three training steps of the first job.
+    timing up to two training steps of the first job.
     """
     if not jobs:
         return 0.0
@@ -189,18 +189,20 @@ def estimate(jobs: Sequence[Job], store: Store, device: torch.device) -> float:
 
 
 def _probe(job: Job, device: torch.device) -> float:
-    """Seconds of one epoch of ``job``, from three of its steps, or from as many as take two seconds.
+    """Seconds of one epoch of ``job``, from two of its steps, or one where it takes over two seconds.
 
-    The first step is slower, as it prepares kernels: it counts alone only where that is little of it.
+    A step of two samples comes before them, which is slower than it should be: it prepares kernels.
     """
     trainer = Trainer(job.spec, job.bundle, Strategy, Strategy.Options(), device)
-    times = []
+    times: list[float] = []
     trainer.task.optimizer = trainer.task.make_optimizer(trainer.strategy.parameters())
-    for batch, _ in zip(trainer.loader.train(0, trainer.task.modalities), range(3), strict=False):
+    for batch, _ in zip(trainer.loader.train(0, trainer.task.modalities), range(2), strict=False):
+        if not times:
+            trainer.strategy.step(Batch({m: x[:2] for m, x in batch.inputs.items()}, batch.target[:2], batch.index[:2]))
         started = time.perf_counter()
         trainer.strategy.step(batch)["loss"].item()
         times.append(time.perf_counter() - started)
-        if sum(times) > PROBE_SECONDS and (len(times) > 1 or times[0] > 2 * PROBE_SECONDS):
+        if sum(times) > PROBE_SECONDS:
             break
     return min(times) * trainer.task.steps_per_epoch
 

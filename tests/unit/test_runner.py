@@ -91,12 +91,3 @@ def test_a_sweep_with_nothing_to_do_draws_no_bar(tmp_path, capsys):
         drawn.append(capsys.readouterr().err)
     assert "step" in drawn[0]
     assert drawn[1] == ""
-
-
-def test_the_first_step_which_prepares_kernels_is_not_the_pace(monkeypatch):
-    trainer = make_trainer(tiny_bundle(), "joint")
-    job = runner.Job(trainer.spec, registry.methods.get("joint"), trainer.strategy.options, tiny_bundle())
-    moments = iter([0.0, 10.0, 20.0, 20.5])  # a step of 10 s, then one of half a second
-    monkeypatch.setattr(runner.time, "perf_counter", lambda: next(moments))
-    monkeypatch.setattr(runner, "Trainer", lambda *given: trainer)
-    assert runner._probe(job, torch.device("cpu")) == 0.5 * trainer.task.steps_per_epoch
