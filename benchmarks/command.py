@@ -134,7 +134,7 @@ def spare_memory() -> bool:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None or not (mallopt(M_MMAP_THRESHOLD, 2**20) and mallopt(M_TRIM_THRESHOLD, 2**26)):
-        return False  # without the second, which is what 32 MB would bring, small blocks went back and forth
+        return False  # the second is what glibc comes to by itself; once the first is set, it would stay at 128 KB
     os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # torch reads it at its first large tensor
     return True
 

@@ -418,7 +418,7 @@ print(json.dumps({"code": done.returncode, "said": done.stderr.strip()[-200:], "
 def peer(setting: Setting) -> list[Table]:
     """The workload that BalanceBenchmark was timed on, through ``benchmarks/run.py``, from command to table.
 
-    A shared machine is a fifth slower in one minute than in another, and theirs was timed in another month: a step of
+    A shared machine is a fifth slower in one minute than in another, and theirs was timed at another time: a step of
     its networks is timed before and after every run, and the run is held against their time at that pace.
     """
     clips, test, batch, frames, epochs = (4, 4, 4, 1, 1) if setting.quick else (256, 64, 32, 2, 2)
