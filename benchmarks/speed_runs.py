@@ -310,21 +310,26 @@ def train_bare(job: Job, device: torch.device, replay: bool = False) -> Lap:
     bare = Bare(job, device)
     steps, step = job.steps, bare.step
     if replay:
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(FIRST):
-                bare.step()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            bare.step()
-        step = graph.replay
+        step = recorded(step, device)
     synchronise(device)
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(steps):
         step()
     synchronise(device)
     return Lap(time.perf_counter() - wall, time.process_time() - cpu, steps)
+
+
+def recorded(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """A replay of ``step``, recorded as a CUDA graph after it has run a few times."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(FIRST):
+            step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        step()
+    return graph.replay
 
 
 def synchronise(device: torch.device) -> None:
