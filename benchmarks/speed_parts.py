@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import os
@@ -628,26 +629,26 @@ def least_work(bare: Bare) -> tuple[int, int]:
 
 def jobs(setting: Setting) -> list[Table]:
     """Total throughput of several trainings at once, each in a process with its share of the threads."""
-    counts = (1, 2) if setting.quick else (1, 2, 4, 8) if setting.device.type == "cuda" else (1, 2, 4)
+    counts = (1, 2) if setting.quick else (1, 2, 4)
     case, precision = setting.cases[0], setting.precisions[0]
     share = {count: max(1, setting.threads // count) for count in counts}
     rates: dict[int, list[float]] = {count: [] for count in counts}
+    warm = max(counts)  # starts all processes, which load their kernels side by side
     with (
-        fresh_processes(max(counts), barriers(counts)) as pool,
-        progress((case.rounds + 1) * len(counts), "jobs", "round") as bar,
+        fresh_processes(warm, barriers(counts)) as pool,
+        progress(case.rounds * len(counts) + 1, "jobs", "round") as bar,
     ):
-        for turn in range(-1, case.rounds):  # the first one starts processes and loads kernels
-            for count in counts:
-                call = (case, precision, setting.device.type, share[count], count)
-                try:
-                    ran = [f.result() for f in [pool.submit(train_together, *call) for _ in range(count)]]
-                except Exception as error:
-                    setting.failed.append(described(f"{count} jobs", error))
-                    return []
-                seconds = max(end for _, end, _ in ran) - min(start for start, _, _ in ran)
-                if turn >= 0:
-                    rates[count].append(sum(samples for _, _, samples in ran) / seconds)
-                bar.update()
+        for turn, count in [(-1, warm), *itertools.product(range(case.rounds), counts)]:
+            call = (case, precision, setting.device.type, share[count], count)
+            try:
+                ran = [f.result() for f in [pool.submit(train_together, *call) for _ in range(count)]]
+            except Exception as error:
+                setting.failed.append(described(f"{count} jobs", error))
+                return []
+            seconds = max(end for _, end, _ in ran) - min(start for start, _, _ in ran)
+            if turn >= 0:
+                rates[count].append(sum(samples for _, _, samples in ran) / seconds)
+            bar.update()
     rows = [
         {
             "jobs": count,
@@ -660,8 +661,8 @@ def jobs(setting: Setting) -> list[Table]:
     best = max(counts, key=lambda count: spread(rates[count])["median"])
     says = (
         f"Samples a second of all processes together; each makes a whole training of joint on {case.name} in "
-        f"{precision}, set-up and evaluation included, with its share of {setting.threads} threads. Most in total: "
-        f"{best} at once."
+        f"{precision}, set-up and evaluation after every epoch included, with its share of "
+        f"{setting.threads} threads. Most in total: {best} at once."
     )
     columns: Columns = [("jobs", "jobs", "number"), ("threads", "threads each", "number")]
     columns += [("samples_per_second", "samples/s", "number"), ("relative", "/ one job", "ratio")]

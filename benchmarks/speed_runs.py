@@ -214,10 +214,11 @@ class Lap:
     window: float | None = None
 
 
-def train(job: Job, device: torch.device, watch: bool = False) -> Lap:
+def train(job: Job, device: torch.device, watch: bool = False, finish: bool = False) -> Lap:
     """A whole training of ``job``, evaluation left out of its time.
 
     Args:
+        finish: also evaluate the trained networks and fit probes, which is work and memory, though not this time.
         watch: also time the loader and the steps one by one; on a GPU every such time waits for the device, which makes
             the whole slower.
     """
@@ -256,6 +257,8 @@ def train(job: Job, device: torch.device, watch: bool = False) -> Lap:
     if watch:
         trainer.loader.train = timed_load  # type: ignore[method-assign, assignment]
         trainer.step = timed_step  # type: ignore[method-assign]
+    if not finish:
+        trainer._outcome = lambda: {"cost": {"phases": trainer.progress.costs}}  # type: ignore[method-assign]
     phases = trainer.run()["cost"]["phases"]
     window = getattr(job.options, "window", None)
     epochs = range(job.spec.epochs)
@@ -461,7 +464,7 @@ def peak_memory(case: Case, method: str, precision: str, device_type: str, threa
     torch.set_num_threads(threads)
     device = choose_device(device_type)
     with Peak() as peak:
-        train(case.jobs({method: registry.methods.get(method)}, precision)[method], device)
+        train(case.jobs({method: registry.methods.get(method)}, precision)[method], device, finish=True)
     on_device = {"device": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
     return {**peak.values, **on_device}
 

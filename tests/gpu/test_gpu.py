@@ -1,7 +1,5 @@
 """On a CUDA device: the same numbers as on the CPU, no wait for the device inside a step, resume to the same bytes."""
 
-import time
-
 import pytest
 import torch
 
@@ -171,9 +169,8 @@ def test_augmented_clips_train_without_a_wait(precision):
 
 def test_joint_throughput():
     bundle = tiny_bundle(2, kind="image", n=(4096, 32, 32))
-    trainer = make_trainer(bundle, "joint", device="cuda", epochs=3, batch_size=256)
-    started = time.perf_counter()
-    trainer.run()
-    assert (
-        3 * 4096 / (time.perf_counter() - started) > 5_000
-    )  # samples a second; a host sync a sample would not get there
+    for _ in range(2):  # the first loads kernels
+        trainer = make_trainer(bundle, "joint", device="cuda", epochs=3, batch_size=256)
+        cost = trainer.run()["cost"]["phases"]
+    # samples a second; a wait for the device at every sample would not get there
+    assert 3 * 4096 / sum(phase["seconds"] for phase in cost) > 5_000
