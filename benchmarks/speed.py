@@ -53,6 +53,7 @@ def parser() -> Parser:
     p.add_argument("--frames", type=_positive, default=1, help="frames of a clip, for the case av (default: 1)")
     p.add_argument("--out", type=Path, help="results folder (default: results in this checkout, else in this folder)")
     p.add_argument("--name", help="folder below OUT/speed (default: the device's name)")
+    p.add_argument("--minutes", type=_positive, help="after so many, begin no part and no round of methods")
     p.add_argument("--quick", action="store_true", help="as small as can be: shows that all works, measures nothing")
     return p
 
@@ -90,7 +91,12 @@ def run(given: argparse.Namespace) -> int:
     folder = (given.out if given.out is not None else default_out()) / "speed" / label
     report = read_report(folder / "speed.json")
     writable(folder)
-    for part in parts:
+    if given.minutes is not None:
+        setting.until = time.monotonic() + 60 * given.minutes
+    for number, part in enumerate(parts):
+        if number and time.monotonic() > setting.until:
+            print(f"left out after {given.minutes} min: {', '.join(parts[number:])}", file=sys.stderr)
+            break
         started, failed_before = time.perf_counter(), len(setting.failed)
         tables = PARTS[part](setting)
         report["parts"][part] = {

@@ -43,6 +43,10 @@ REPLAYED = "bare loop, replayed"
 """On a GPU, the bare loop recorded once and replayed, as the harness does with its steps."""
 CANDIDATES, STORED = 3, 256
 """Candidate frames kept of a clip, and their side in pixels."""
+LONG = 100
+"""Epochs that :attr:`Lap.long` stands for: the house protocol on CREMA-D."""
+BEAT = 3
+"""On a CPU the machine's pace is read after every so many steps."""
 HELD_OUT = 8
 """Samples in the validation and in the test split: their evaluation is not measured."""
 
@@ -183,8 +187,8 @@ def make_case(name: str, device: torch.device, frames: int = 1, quick: bool = Fa
     else:
         sound = Input("spectrogram", (1, 257, 188), "resnet18", "float16")
         inputs = {"audio": sound, "visual": Input("frames", (3, frames, 224, 224), "resnet18")}
-        batch, steps, rounds = (64, 30, 5) if cuda else (16, 8, 3)
-        case = Case(name, inputs, batch, steps, epochs=2, rounds=rounds, classes=6)
+        steps, rounds = (30, 5) if cuda else (6, 2)
+        case = Case(name, inputs, 64, steps, epochs=2, rounds=rounds, classes=6)
     if quick:
         case = replace(case, batch=8, steps=2, rounds=1)
     return replace(case, **lengths)  # type: ignore[arg-type]
@@ -198,26 +202,72 @@ class Lap:
     """One training.
 
     Attributes:
-        wall, cpu: seconds, and CPU seconds of the process, of all phases without evaluation.
+        wall: seconds of all phases without evaluation.
         steps: training steps.
+        even: ``wall`` by a :class:`Clock`.
+        long: the same of ``LONG`` epochs a phase, the first as it was and the others like the mean of those after it.
         passes: samples through the encoders, forward + 2 x backward.
         waiting, stepping: seconds inside the loader's iterator and inside the method's step; 0 where not watched.
         window: share of the epochs inside the method's window; None where it has none.
     """
 
     wall: float
-    cpu: float
     steps: int
+    even: float
+    long: float
     passes: float = 0.0
     waiting: float = 0.0
     stepping: float = 0.0
     window: float | None = None
 
 
-def train(job: Job, device: torch.device, watch: bool = False, finish: bool = False) -> Lap:
+class Clock:
+    """Seconds as they would be if the machine kept the pace that it had at first.
+
+    The speed of a shared CPU changes by tens of percent, for all work alike. Every stretch of time is divided by what
+    a beat, some fixed work, took on average in its course.
+
+    Args:
+        beat: the work; None where the pace is known to be even.
+    """
+
+    def __init__(self, beat: Callable[[], None] | None = None) -> None:
+        self._beat = beat
+        self._beats = [1.0]
+        self._first = 1.0
+        if beat is not None:
+            beat()  # loads kernels
+            self._beats = []
+            self.tick()
+            self._first = self._beats[0]
+
+    def tick(self) -> float:
+        """One beat; the seconds that it took, which are no part of the stretch."""
+        if self._beat is None:
+            return 0.0
+        started = time.perf_counter()
+        self._beat()
+        self._beats.append(time.perf_counter() - started)
+        return self._beats[-1]
+
+    def evened(self, seconds: float) -> float:
+        """The stretch that took ``seconds`` ends, and the next one begins; one without beats goes by the last."""
+        pace = sum(self._beats) / len(self._beats)
+        self._beats = [self._beats[-1]]
+        return seconds * self._first / pace
+
+
+def prolonged(epochs: Sequence[float]) -> float:
+    """Seconds of ``LONG`` epochs, from those of the first few."""
+    first, *later = epochs
+    return first + (LONG - 1) * (sum(later) / len(later) if later else first)
+
+
+def train(job: Job, device: torch.device, watch: bool = False, finish: bool = False, clock: Clock | None = None) -> Lap:
     """A whole training of ``job``, evaluation left out of its time.
 
     Args:
+        clock: ticks after every ``BEAT`` steps.
         finish: also evaluate the trained networks and fit probes, which is work and memory, though not this time.
         watch: also time the loader and the steps one by one; on a GPU every such time waits for the device, which makes
             the whole slower.
@@ -225,12 +275,24 @@ def train(job: Job, device: torch.device, watch: bool = False, finish: bool = Fa
     gc.collect()
     steps = 0
     seconds = {"waiting": 0.0, "stepping": 0.0}
+    clock = clock or Clock()
+    phases: dict[str, list[float]] = {}
+    counted = 0.0
 
     def tick(phase: str, count: int) -> None:
         nonlocal steps
         steps += count
 
-    trainer = Trainer(job.spec, job.bundle, job.method, job.options, device, tick=tick)
+    def uncounted() -> float:
+        nonlocal counted
+        total = sum(cost["seconds"] for cost in trainer.progress.costs)
+        before, counted = counted, total
+        return total - before
+
+    def epoch_done(entry: Mapping[str, Any]) -> None:
+        phases.setdefault(entry["phase"], []).append(clock.evened(uncounted()))
+
+    trainer = Trainer(job.spec, job.bundle, job.method, job.options, device, tick=tick, watch=epoch_done)
     load, step = trainer.loader.train, trainer.step
 
     @contextlib.contextmanager
@@ -254,19 +316,31 @@ def train(job: Job, device: torch.device, watch: bool = False, finish: bool = Fa
         with timed("stepping"):
             return step(batch)
 
+    made = 0
+
+    def ticking_step(batch: Batch) -> Logs:
+        nonlocal made
+        logs = timed_step(batch) if watch else step(batch)
+        made += 1
+        if made % BEAT == 0:
+            trainer.progress.costs[-1]["seconds"] -= clock.tick()
+        return logs
+
+    trainer.step = ticking_step  # type: ignore[method-assign]
     if watch:
         trainer.loader.train = timed_load  # type: ignore[method-assign, assignment]
-        trainer.step = timed_step  # type: ignore[method-assign]
     if not finish:
         trainer._outcome = lambda: {"cost": {"phases": trainer.progress.costs}}  # type: ignore[method-assign]
-    phases = trainer.run()["cost"]["phases"]
+    costs = trainer.run()["cost"]["phases"]
+    last = clock.evened(uncounted())  # the end of the last phase
     window = getattr(job.options, "window", None)
     epochs = range(job.spec.epochs)
     return Lap(
-        wall=sum(p["seconds"] for p in phases),
-        cpu=sum(p["cpu_seconds"] for p in phases),
+        wall=sum(p["seconds"] for p in costs),
         steps=steps,
-        passes=sum(sum(p["forward"].values()) + 2 * sum(p["backward"].values()) for p in phases),
+        even=sum(map(sum, phases.values())) + last,
+        long=sum(map(prolonged, phases.values())) + last,
+        passes=sum(sum(p["forward"].values()) + 2 * sum(p["backward"].values()) for p in costs),
         **(seconds if watch else {}),
         window=None if window is None else sum(trainer.task.within(window, e) for e in epochs) / len(epochs),
     )
@@ -303,23 +377,32 @@ class Bare:
         self.optimizer.step()
 
 
-def train_bare(job: Job, device: torch.device, replay: bool = False) -> Lap:
+def train_bare(job: Job, device: torch.device, replay: bool = False, clock: Clock | None = None) -> Lap:
     """As many steps of :class:`Bare` as a joint training of ``job`` has.
 
     Args:
         replay: record a step, before the time begins, and replay it.
+        clock: ticks after every ``BEAT`` steps.
     """
     gc.collect()
     bare = Bare(job, device)
-    steps, step = job.steps, bare.step
-    if replay:
-        step = recorded(step, device)
+    step = recorded(bare.step, device) if replay else bare.step
+    clock = clock or Clock()
+    wall = 0.0
+    epochs = []
     synchronise(device)
-    wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(steps):
-        step()
-    synchronise(device)
-    return Lap(time.perf_counter() - wall, time.process_time() - cpu, steps)
+    for _ in range(job.spec.epochs):
+        beats = 0.0
+        started = time.perf_counter()
+        for made in range(job.steps // job.spec.epochs):
+            step()
+            if (made + 1) % BEAT == 0:
+                beats += clock.tick()
+        synchronise(device)
+        taken = time.perf_counter() - started - beats
+        wall += taken
+        epochs.append(clock.evened(taken))
+    return Lap(wall, job.steps, even=sum(epochs), long=prolonged(epochs))
 
 
 def recorded(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
@@ -366,15 +449,23 @@ def interleave(
     rounds: int,
     label: str,
     failed: list[str],
+    until: float = math.inf,
 ) -> dict[str, list[Lap]]:
     """``rounds`` turns of all ``runs``, starting with another one each time, after one turn of ``warm``.
+
+    Args:
+        until: no turn but the first begins that would end after this, by ``time.monotonic``.
 
     Returns:
         name -> one :class:`Lap` a round. A run that breaks is left out and described in ``failed``.
     """
     laps: dict[str, list[Lap]] = {name: [] for name in runs}
+    longest = 0.0
     with progress(len(warm) + rounds * len(runs), label) as bar:
         for turn in range(-1, rounds):
+            started = time.monotonic()
+            if turn > 0 and started + longest > until:
+                break
             names = [name for name in (warm if turn < 0 else runs) if name in laps]
             first = max(turn, 0) % max(len(names), 1)
             for name in names[first:] + names[:first]:
@@ -389,32 +480,43 @@ def interleave(
                     failed.append(described(f"{label}: {name}", error))
                     del laps[name]
                 bar.update()
+            longest = max(longest, time.monotonic() - started)
     return laps
 
 
 def compete(
-    case: Case, methods: Mapping[str, type[Strategy]], precision: str, device: torch.device, failed: list[str]
+    case: Case,
+    methods: Mapping[str, type[Strategy]],
+    precision: str,
+    device: torch.device,
+    failed: list[str],
+    until: float = math.inf,
 ) -> tuple[dict[str, list[Lap]], dict[str, list[Lap]]]:
-    """The bare loop and ``methods`` in turns.
+    """The bare loop and ``methods`` in turns; ``until`` as in :func:`interleave`.
 
     Returns:
-        the timed laps, and the watched ones: the same on a CPU, one more round on a GPU.
+        the timed laps, and the watched ones: the same on a CPU, one more round on a GPU, or none for lack of time.
     """
     jobs = case.jobs(methods, precision)
     on_cpu, label = device.type == "cpu", f"{case.name} {precision}"
     bare = replace(next(iter(jobs.values())), method=Strategy, options=Strategy.Options())
+    clock = Clock(Bare(bare, device).step if on_cpu else None)
     warm = {BARE: functools.partial(train_bare, shorter(bare), device)}
-    runs = {BARE: functools.partial(train_bare, bare, device)}
+    runs = {BARE: functools.partial(train_bare, bare, device, clock=clock)}
     if not on_cpu:
         warm[REPLAYED] = functools.partial(train_bare, shorter(bare), device, replay=True)
         runs[REPLAYED] = functools.partial(train_bare, bare, device, replay=True)
     for name, job in jobs.items():
         warm[name] = functools.partial(train, shorter(job), device)
-        runs[name] = functools.partial(train, job, device, watch=on_cpu)
-    laps = interleave(warm, runs, case.rounds, label, failed)
+        runs[name] = functools.partial(train, job, device, watch=on_cpu, clock=clock)
+    started = time.monotonic()
+    laps = interleave(warm, runs, case.rounds, label, failed, until)
     if on_cpu:
         return laps, laps
     watched = {name: functools.partial(train, job, device, watch=True) for name, job in jobs.items() if name in laps}
+    turns = 1 + max(map(len, laps.values()), default=0)
+    if time.monotonic() + (time.monotonic() - started) / turns > until:
+        return laps, {}
     return laps, interleave({}, watched, 1, f"{label} watched", failed)
 
 
