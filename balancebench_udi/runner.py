@@ -257,7 +257,8 @@ def run_all(
 def step_bar(missing: Sequence[Job]) -> tqdm:
     """A progress bar over the training steps of ``missing``."""
     pace = 0.5 if sys.stderr.isatty() else 15.0  # a log file needs a line now and then, not a moving bar
-    return tqdm(total=sum(j.steps for j in missing), unit="step", smoothing=0.05, mininterval=pace, disable=not missing)
+    total = sum(j.steps for j in missing)
+    return tqdm(total=total, unit="step", smoothing=0.05, mininterval=pace, miniters=1, disable=not missing)
 
 
 def _run(

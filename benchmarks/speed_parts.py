@@ -27,7 +27,6 @@ from balancebench_udi.errors import UserError
 from balancebench_udi.strategy import Strategy
 from benchmarks.speed_runs import (
     BARE,
-    BEAT,
     CASES,
     LONG,
     REFERENCE,
@@ -199,7 +198,7 @@ def methods(setting: Setting) -> list[Table]:
     if setting.device.type == "cpu":
         says += (
             " A shared machine's speed changes all the time: here and in the ratios of time below, the seconds of an "
-            f"epoch are divided by those of bare steps made in its course, one after every {BEAT} of its own."
+            "epoch are divided by those of bare steps made in its course, one after each of its own."
         )
     columns: Columns = [TEXT["case"], TEXT["precision"]]
     on_gpu = setting.device.type == "cuda"

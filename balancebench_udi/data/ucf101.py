@@ -86,7 +86,8 @@ class UCF101(Packed):
 
     The defaults are BalanceBenchmark's 3 frames, one of each third of 6. It draws flow from all frames of each third,
     resizes the whole picture instead of a random crop, does not negate u, and leaves flow in 0..1; these are not
-    options. MMPareto differs by encoders that begin with ImageNet's weights, which is no option of a dataset. DI-MML
+    options. MMPareto differs by encoders that begin with ImageNet's weights: protocol mmpareto, with the file named by
+    ``--set encoder.rgb.weights=FILE --set encoder.flow.weights=FILE``. DI-MML
     draws consecutive frames and one crop for both modalities: ``same_crop=true`` is one crop for all frames of a
     modality, consecutive frames are not offered.
 

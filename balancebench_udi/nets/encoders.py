@@ -5,8 +5,11 @@ All start from the same scheme (:func:`initialise`), so that methods differ in t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import io
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,6 +91,17 @@ class _Stem(torch.autograd.Function):
         return *torch.ops.aten.native_batch_norm_backward(g, x, weight, *batch), None, None
 
 
+@dataclass(frozen=True)
+class ResNet18Options(Options):
+    """How :class:`ResNet18` begins."""
+
+    weights: str | None = option(
+        None,
+        "file of a resnet18 state dict of torchvision's to begin with, such as ImageNet's; none: from scratch",
+        source="ours; OGM-GE, PMR and AGM code begin from scratch, MMPareto's on UCF101 with ImageNet's",
+    )
+
+
 class ResNet18(Encoder):
     """ResNet-18 without its classifier, pooled after the backbone (Peng et al., CVPR 2022, official code).
 
@@ -106,6 +120,16 @@ class ResNet18(Encoder):
             net.conv1 = nn.Conv2d(shape[0], 64, kernel_size=7, stride=2, padding=3, bias=False)
         net.fc = nn.Identity()
         self.net = net
+
+    def begin_with(self, state: Mapping[str, Tensor]) -> None:
+        """Take the weights of a trained network, except for the classifier.
+
+        A first convolution of other channels stays as it is (as MMPareto's code has it for optical flow).
+        """
+        taken = {name: value for name, value in state.items() if not name.startswith("fc.")}
+        if taken["conv1.weight"].shape != self.net.conv1.weight.shape:
+            del taken["conv1.weight"]
+        self.net.load_state_dict(taken, strict=False)
 
     def last_block(self) -> nn.Module:
         """The last of the four stages of residual blocks."""
@@ -284,7 +308,7 @@ class _Entry:
 
 _IMAGES = ("digit", "spectrogram", "frames", "flow")
 ENCODERS: dict[str, _Entry] = {
-    "resnet18": _Entry(ResNet18, _IMAGES),
+    "resnet18": _Entry(ResNet18, _IMAGES, ResNet18Options),
     "digit": _Entry(DigitNet, ("digit", "spectrogram")),
     "mlp": _Entry(MLP, ("vector", *_IMAGES, "sequence"), MLPOptions),
     "temporal": _Entry(Temporal, ("sequence",), TemporalOptions),
@@ -292,23 +316,80 @@ ENCODERS: dict[str, _Entry] = {
 }
 
 
+_weights: dict[str, Path] = {}
+"""Content of a file of weights -> where this process was told of it."""
+
+
 def encoder_options(name: str, kind: str, values: dict[str, Any]) -> dict[str, Any]:
     """The complete description ``{"name": ..., options}`` of an encoder, as a RunSpec holds it.
 
+    A file of weights stands there by its content, ``sha256:...``, and not at all where there is none.
+
     Raises:
-        UserError: unknown encoder, one that cannot read a modality of this kind, or a bad option.
+        UserError: unknown encoder, one that cannot read a modality of this kind, a bad option, a file that does not
+            hold what the encoder can begin with.
     """
     if name not in ENCODERS:
         raise UserError(f"there is no encoder called {name!r}{near_misses(name, ENCODERS)}")
     entry = ENCODERS[name]
     if kind not in entry.kinds:
         raise UserError(f"encoder {name} reads {', '.join(entry.kinds)}; the modality is a {kind}: choose another")
-    return {"name": name, **entry.options.build(f"encoder {name}", values).as_dict()}
+    described = {"name": name, **entry.options.build(f"encoder {name}", values).as_dict()}
+    weights = described.pop("weights", None)
+    if weights is not None:
+        described["weights"] = weights if weights in _weights else _note_weights(Path(weights))
+    return described
 
 
 def build_encoder(description: dict[str, Any], shape: tuple[int, ...]) -> Encoder:
-    """An initialised encoder from its description; draws from torch's global generator."""
-    options = {k: v for k, v in description.items() if k != "name"}
+    """An initialised encoder from its description; draws from torch's global generator.
+
+    Raises:
+        UserError: weights that :func:`encoder_options` was never given the file of.
+    """
+    options = {k: v for k, v in description.items() if k not in ("name", "weights")}
     encoder = ENCODERS[description["name"]].make(tuple(shape), **options)
     initialise(encoder)
+    if (weights := description.get("weights")) is not None:
+        if weights not in _weights:
+            raise UserError(
+                f"this run begins with the weights {weights}: name their file again, --set encoder.MODALITY.weights"
+            )
+        encoder.begin_with(read_weights(_weights[weights])[0])  # type: ignore[operator]
     return encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _note_weights(path: Path) -> str:
+    _, content = read_weights(path)
+    _weights[content] = path.resolve()
+    return content
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The state dict of a ResNet-18, and the file's content as ``sha256:...``.
+
+    Raises:
+        UserError: no such file, or another content.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"weights must be a file that can be read, found {path}: {error.strerror}") from None
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        found = {name: value.shape for name, value in state.items()}
+    except Exception:  # torch raises many kinds for other content, and every one means the same here
+        raise UserError(
+            f"weights must be a state dict that torch.save wrote, found another content in {path}"
+        ) from None
+    with torch.device("meta"):
+        wanted = {name: value.shape for name, value in ResNet18((3,)).net.state_dict().items()}
+    first = "conv1.weight"  # of any channels
+    found[first] = wanted[first] if found.get(first, ())[2:] == wanted[first][2:] else found.get(first)
+    for name, shape in wanted.items():
+        if not name.endswith("num_batches_tracked") and found.get(name) != shape:
+            raise UserError(
+                f"weights must be those of torchvision's resnet18, {name} of shape {tuple(shape)}, found "
+                f"{'none' if found.get(name) is None else tuple(found[name])} in {path}"
+            )
+    return {n: v for n, v in state.items() if n in wanted}, f"sha256:{hashlib.sha256(data).hexdigest()}"

@@ -465,7 +465,7 @@ def test_work_once_a_phase_hardly_counts_in_a_long_run():
     found = rows(TINY, Prepares, Closes, Epochal)
     for name in ("prepares", "closes"):
         assert found[name]["time"]["median"] > 3
-        assert found[name]["long"]["median"] < 2
+        assert found[name]["long"]["median"] < found[name]["time"]["median"] / 2
     assert found["epochal"]["long"]["median"] > 3
 
 
@@ -643,7 +643,7 @@ def test_cases_suit_the_device_and_obey_the_command_line():
     assert av.inputs["audio"].shape == (1, 257, 188)
     assert av.inputs["visual"].shape == (3, 3, 224, 224)
     assert (av.batch, av.steps, av.samples) == (64, 2, 128)
-    assert speed_runs.make_case("av", torch.device("cuda")).batch == 64
+    assert speed_runs.make_case("av", torch.device("cuda")).samples == 6016  # about CREMA-D's training clips
     quick = speed_runs.make_case("digit", CPU, quick=True, epochs=3)
     assert (quick.batch, quick.steps, quick.epochs, quick.rounds) == (8, 2, 3, 1)
 
