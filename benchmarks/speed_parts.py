@@ -197,8 +197,9 @@ def methods(setting: Setting) -> list[Table]:
     )
     if setting.device.type == "cpu":
         says += (
-            " A shared machine's speed changes all the time: here and in the ratios of time below, the seconds of an "
-            "epoch are divided by those of bare steps made in its course, one after each of its own."
+            " A shared machine's speed changes from one second to the next: here and in the ratios of time below, a "
+            "step counts by its ratio to the steps of a bare loop made right before and after it, by the median of a "
+            "phase; work between the steps by what those took on average."
         )
     columns: Columns = [TEXT["case"], TEXT["precision"]]
     on_gpu = setting.device.type == "cuda"
@@ -236,13 +237,8 @@ def _method_row(
         row["waiting"] = spread([lap.waiting / lap.wall for lap in seen])
         row["between"] = spread([1 - (lap.waiting + lap.stepping) / lap.wall for lap in seen])
         if REFERENCE in watched:
-            row["step"] = paired(seen, watched[REFERENCE], _step)
+            row["step"] = paired(seen, watched[REFERENCE], lambda lap: lap.stepping / lap.wall * lap.even / lap.steps)
     return row
-
-
-def _step(lap: Lap) -> float:
-    """Seconds of a step, at an even pace."""
-    return lap.stepping / lap.wall * lap.even / lap.steps
 
 
 def _method_table(case: Case, precision: str, rows: Sequence[Mapping[str, Any]]) -> Table:

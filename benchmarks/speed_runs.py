@@ -185,8 +185,8 @@ def make_case(name: str, device: torch.device, frames: int = 1, quick: bool = Fa
     else:
         sound = Input("spectrogram", (1, 257, 188), "resnet18", "float16")
         inputs = {"audio": sound, "visual": Input("frames", (3, frames, 224, 224), "resnet18")}
-        steps, epochs = (94, 3) if cuda else (6, 2)  # on a GPU epochs of CREMA-D's length
-        case = Case(name, inputs, 64, steps, epochs, rounds=2, classes=6)
+        steps, epochs = (94, 3) if cuda else (16, 2)  # on a GPU epochs of CREMA-D's length
+        case = Case(name, inputs, 64 if cuda else 16, steps, epochs, rounds=2, classes=6)
     if quick:
         case = replace(case, batch=8, steps=2, rounds=1)
     return replace(case, **lengths)  # type: ignore[arg-type]
@@ -219,11 +219,20 @@ class Lap:
     window: float | None = None
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Some work: ``steps``, each over the beats around it, and the seconds of the ``rest`` at an even pace."""
+
+    steps: Sequence[float]
+    rest: float
+
+
 class Clock:
     """Seconds as they would be if the machine kept the pace that it had at first.
 
-    The speed of a shared CPU changes by tens of percent, for all work alike. Every stretch of time is divided by what
-    a beat, some fixed work, took on average in its course.
+    The speed of a shared CPU changes by tens of percent, from one second to the next and for all work alike. So a
+    beat, some fixed work, follows every step; a step counts by its ratio to the beats on both sides, and the rest by
+    what a beat took on average meanwhile.
 
     Args:
         beat: the work; None where the pace is known to be even.
@@ -231,28 +240,37 @@ class Clock:
 
     def __init__(self, beat: Callable[[], None] | None = None) -> None:
         self._beat = beat
-        self._beats = [1.0]
-        self._first = 1.0
+        self._beats, self._steps, self._spent = [1.0], list[float](), 0.0
         if beat is not None:
             beat()  # loads kernels
             self._beats = []
-            self.tick()
-            self._first = self._beats[0]
+            self.tick(0.0)
+            self._steps.clear()
+        self.first = self._beats[0]
 
-    def tick(self) -> float:
-        """One beat; the seconds that it took, which are no part of the stretch."""
+    def tick(self, step: float) -> float:
+        """A beat after a step that took so many seconds; those of the beat, which are no part of the stretch."""
         if self._beat is None:
             return 0.0
         started = time.perf_counter()
         self._beat()
-        self._beats.append(time.perf_counter() - started)
-        return self._beats[-1]
+        beat = time.perf_counter() - started
+        self._steps.append(2 * step / ((self._beats or [beat])[-1] + beat))
+        self._spent += step
+        self._beats.append(beat)
+        return beat
 
-    def evened(self, seconds: float) -> float:
-        """The stretch that took ``seconds`` ends, and the next one begins; one without beats goes by the last."""
-        pace = sum(self._beats) / len(self._beats)
-        self._beats = [self._beats[-1]]
-        return seconds * self._first / pace
+    def stretch(self, seconds: float) -> Stretch:
+        """What took ``seconds``, steps included, ends here, and the next one begins; one without beats has the last."""
+        pace = sum(self._beats) / len(self._beats) / self.first
+        found = Stretch(self._steps, (seconds - self._spent) / pace)
+        self._beats, self._steps, self._spent = [self._beats[-1]], [], 0.0
+        return found
+
+    def evened(self, stretches: Sequence[Stretch]) -> list[float]:
+        """Seconds of each of a phase's epochs; all its steps are taken to be like the median one."""
+        step = self.first * float(np.median([x for s in stretches for x in s.steps] or [0.0]))
+        return [len(s.steps) * step + s.rest for s in stretches]
 
 
 def prolonged(epochs: Sequence[float]) -> float:
@@ -274,7 +292,7 @@ def train(job: Job, device: torch.device, watch: bool = False, finish: bool = Fa
     steps = 0
     seconds = {"waiting": 0.0, "stepping": 0.0}
     clock = clock or Clock()
-    phases: dict[str, list[float]] = {}
+    phases: dict[str, list[Stretch]] = {}
     counted = 0.0
 
     def tick(phase: str, count: int) -> None:
@@ -288,7 +306,7 @@ def train(job: Job, device: torch.device, watch: bool = False, finish: bool = Fa
         return total - before
 
     def epoch_done(entry: Mapping[str, Any]) -> None:
-        phases.setdefault(entry["phase"], []).append(clock.evened(uncounted()))
+        phases.setdefault(entry["phase"], []).append(clock.stretch(uncounted()))
 
     trainer = Trainer(job.spec, job.bundle, job.method, job.options, device, tick=tick, watch=epoch_done)
     load, step = trainer.loader.train, trainer.step
@@ -315,8 +333,9 @@ def train(job: Job, device: torch.device, watch: bool = False, finish: bool = Fa
             return step(batch)
 
     def ticking_step(batch: Batch) -> Logs:
+        started = time.perf_counter()
         logs = timed_step(batch) if watch else step(batch)
-        trainer.progress.costs[-1]["seconds"] -= clock.tick()
+        trainer.progress.costs[-1]["seconds"] -= clock.tick(time.perf_counter() - started)
         return logs
 
     trainer.step = ticking_step  # type: ignore[method-assign]
@@ -325,17 +344,18 @@ def train(job: Job, device: torch.device, watch: bool = False, finish: bool = Fa
     if not finish:
         trainer._outcome = lambda: {"cost": {"phases": trainer.progress.costs}}  # type: ignore[method-assign]
     costs = trainer.run()["cost"]["phases"]
-    last = clock.evened(uncounted())  # the end of the last phase
+    last = clock.stretch(uncounted()).rest  # the end of the last phase
+    epochs = [clock.evened(stretches) for stretches in phases.values()]
     window = getattr(job.options, "window", None)
-    epochs = range(job.spec.epochs)
+    lasted = range(job.spec.epochs)
     return Lap(
         wall=sum(p["seconds"] for p in costs),
         steps=steps,
-        even=sum(map(sum, phases.values())) + last,
-        long=sum(map(prolonged, phases.values())) + last,
+        even=sum(map(sum, epochs)) + last,
+        long=sum(map(prolonged, epochs)) + last,
         passes=sum(sum(p["forward"].values()) + 2 * sum(p["backward"].values()) for p in costs),
         **(seconds if watch else {}),
-        window=None if window is None else sum(trainer.task.within(window, e) for e in epochs) / len(epochs),
+        window=None if window is None else sum(trainer.task.within(window, e) for e in lasted) / len(lasted),
     )
 
 
@@ -382,18 +402,20 @@ def train_bare(job: Job, device: torch.device, replay: bool = False, clock: Cloc
     step = recorded(bare.step, device) if replay else bare.step
     clock = clock or Clock()
     wall = 0.0
-    epochs = []
+    stretches = []
     synchronise(device)
     for _ in range(job.spec.epochs):
         beats = 0.0
         started = time.perf_counter()
         for _ in range(job.steps // job.spec.epochs):
+            begun = time.perf_counter()
             step()
-            beats += clock.tick()
+            beats += clock.tick(time.perf_counter() - begun)
         synchronise(device)
         taken = time.perf_counter() - started - beats
         wall += taken
-        epochs.append(clock.evened(taken))
+        stretches.append(clock.stretch(taken))
+    epochs = clock.evened(stretches)
     return Lap(wall, job.steps, even=sum(epochs), long=prolonged(epochs))
 
 

@@ -67,6 +67,10 @@ def other_shape(state):
     return {**state, "layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}
 
 
+def other_start(state):
+    return {**state, "conv1.weight": torch.zeros(32, 3, 7, 7)}
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -75,15 +79,31 @@ def other_shape(state):
         (lambda state: {"epoch": 3, **state}, "must be a state dict that torch.save wrote, found another content in"),
         (lambda state: {"net": torch.zeros(3)}, r"resnet18, .* of shape \(.*\), found none in"),
         (lambda state: resnet34().state_dict() | {"layer2.0.bn1.bias": torch.zeros(3)}, r"layer2.*found \(3,\) in"),
+        (other_start, r"conv1.weight of shape \(64, 3, 7, 7\), found \(32, 3, 7, 7\) in"),
         (other_shape, r"layer1.0.conv1.weight of shape \(64, 64, 3, 3\), found \(64, 64, 1, 1\) in"),
     ],
-    ids=["no archive", "a list", "a checkpoint", "another network", "a shape of resnet34", "another shape"],
+    ids=[
+        "no archive",
+        "a list",
+        "a checkpoint",
+        "another network",
+        "a shape of resnet34",
+        "another start",
+        "another shape",
+    ],
 )
 def test_another_content_is_refused_before_anything_is_trained(trained, tmp_path, content, said):
     path, made = tmp_path / "net.pth", content(trained)
     path.write_bytes(made) if isinstance(made, bytes) else torch.save(made, path)
     with pytest.raises(UserError, match=said):
         encoder_options("resnet18", "frames", {"weights": str(path)})
+
+
+def test_a_file_for_gray_pictures_serves_them(trained, tmp_path):
+    torch.save({**trained, "conv1.weight": torch.ones(64, 1, 7, 7)}, tmp_path / "net.pth")
+    described = encoder_options("resnet18", "spectrogram", {"weights": str(tmp_path / "net.pth")})
+    assert built(described, 1).net.conv1.weight.eq(1).all()
+    assert not built(described, 3).net.conv1.weight.eq(1).any()
 
 
 def test_a_file_that_is_not_there(tmp_path):
