@@ -44,7 +44,7 @@ results-laptop: $(VENV)/.ready
 	$(BIN)/python benchmarks/run.py --methods all --dataset mosi --protocol quick --set mosi.val_from=test \
 	  --set mosi.val_share=0.3 --name mosi-quick-val_from-test --data-root "$(DATA)"
 
-# What the harness costs on this machine: results/speed/. Some three hours on two CPU cores.
+# What the harness costs on this machine: results/speed/. It takes hours on two CPU cores.
 speed: $(VENV)/.ready
 	$(BIN)/python benchmarks/speed.py
 

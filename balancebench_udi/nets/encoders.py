@@ -355,7 +355,10 @@ def build_encoder(description: dict[str, Any], shape: tuple[int, ...]) -> Encode
             raise UserError(
                 f"this run begins with the weights {weights}: name their file again, --set encoder.MODALITY.weights"
             )
-        encoder.begin_with(read_weights(_weights[weights])[0])  # type: ignore[operator]
+        state, content = read_weights(_weights[weights])
+        if content != weights:
+            raise UserError(f"{_weights[weights]} must stay as it was, {weights}, found {content}: start the run again")
+        encoder.begin_with(state)  # type: ignore[operator]
     return encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

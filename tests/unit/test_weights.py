@@ -118,3 +118,10 @@ def test_a_process_that_was_never_told_of_the_file_says_so(file, monkeypatch):
     monkeypatch.setattr(encoders, "_weights", {})
     with pytest.raises(UserError, match=r"begins with the weights sha256:[0-9a-f]{64}: name their file again"):
         built(described, 3)
+
+
+def test_a_file_that_changes_between_plan_and_training_is_refused(trained, file):
+    described = encoder_options("resnet18", "frames", {"weights": str(file)})
+    torch.save({**trained, "bn1.bias": torch.zeros(64)}, file)
+    with pytest.raises(UserError, match=r"net.pth must stay as it was, sha256:\w+, found sha256:\w+: start the run"):
+        built(described, 3)
