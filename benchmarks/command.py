@@ -22,8 +22,10 @@ ALONE = ("unimodal", "ensemble")
 """The methods that train every modality alone, in order of preference."""
 LONGEST_SHOWN = 200
 """Characters of a path that a sentence shows."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Of mallopt, in glibc's malloc.h."""
+LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+"""Read by torch at its first large tensor: such tensors then begin where a large page does, and ask for such pages."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -123,20 +125,37 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def spare_memory() -> bool:
-    """Give memory back to the system as soon as it is free, instead of keeping it for the next tensor.
+def manage_memory(spare: bool) -> bool:
+    """Say what becomes of memory that is free again, for the rest of this process, as far as the C library can be told.
 
-    The C library keeps freed blocks below its mmap threshold, which grows to 32 MB: in a training of convolutional
-    networks some 900 MB. Large pages make up for part of the time that asking for them again takes.
+    Args:
+        spare: give blocks back to the system at once, which takes the least memory; else keep all of them for the next
+            tensors until the epoch ends. By itself the C library gives back those above 32 MB: a network's largest
+            activations, whose pages the system then has to clear again in every step. Large pages save some of that
+            where memory is spared, and gaps between blocks where it is kept.
 
     Returns:
         whether the C library is one that can be told so.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None or not (mallopt(M_MMAP_THRESHOLD, 2**20) and mallopt(M_TRIM_THRESHOLD, 2**26)):
-        return False  # the second is what glibc comes to by itself; once the first is set, it would stay at 128 KB
-    os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # torch reads it at its first large tensor
+    wanted = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}  # -1: never
+    if spare:  # 65536 and 64 MB are what glibc has, or comes to, by itself; they would not be the same once one is set
+        wanted = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 2**20, M_TRIM_THRESHOLD: 2**26}
+    if mallopt is None or not all(mallopt(which, value) for which, value in wanted.items()):
+        return False
+    os.environ[LARGE_PAGES] = "1"
     return True
+
+
+def manage_memory_for(precision: str, device: torch.device, spare: bool | None = None) -> bool:
+    """:func:`manage_memory` as asked; where nothing is said, memory is spared in fp32, and on a GPU left as it is.
+
+    Returns:
+        False where the C library cannot be told so.
+    """
+    if device.type != "cpu" and not spare:
+        return True
+    return manage_memory(precision == "fp32" if spare is None else spare)
 
 
 def data_root(given: Path | None) -> Path | None:

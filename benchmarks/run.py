@@ -42,9 +42,9 @@ from benchmarks.command import (
     duration,
     folder_name,
     guarded,
+    manage_memory_for,
     parse_settings,
     short,
-    spare_memory,
     words,
 )
 from benchmarks.workers import run_side_by_side
@@ -93,8 +93,8 @@ def parser() -> Parser:
     p.add_argument(
         "--spare-memory",
         action=argparse.BooleanOptionalAction,
-        help="on a CPU: take up to a quarter less memory, for a tenth more time with large networks in fp32 and "
-        "a sixth or more in bf16; the results are the same (default: in fp32)",
+        help="on a CPU: give freed memory back at once, which takes up to a quarter less of it, for a tenth more time "
+        "with large networks in fp32 and a sixth or more in bf16; the results are the same (default: in fp32)",
     )
     p.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     p.add_argument("--list", action="store_true", help="print methods with their options, datasets and protocols")
@@ -153,9 +153,7 @@ def make_plan(given: argparse.Namespace) -> tuple[list[Job], Store, torch.device
     device = choose_device(given.device)
     store = Store(given.out if given.out is not None else default_out(), given.keep_weights)
     protocol = resolve_precision(protocol, device)
-    by_default = device.type == "cpu" and protocol.run.precision == "fp32"
-    spare = by_default if given.spare_memory is None else given.spare_memory
-    if spare and not spare_memory() and given.spare_memory:
+    if not manage_memory_for(protocol.run.precision, device, given.spare_memory) and given.spare_memory:
         raise UserError("--spare-memory needs the GNU C library, found another one: leave it out")
     bundle = dataset.load(data_root(given.data_root))
     encoders = {name.split(".", 1)[1]: values for name, values in settings.items() if name.startswith("encoder.")}

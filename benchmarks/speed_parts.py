@@ -25,6 +25,7 @@ from balancebench_udi.data.clips import VIDEO, Clip, Clips
 from balancebench_udi.data.pack import Listing, prepare
 from balancebench_udi.errors import UserError
 from balancebench_udi.strategy import Strategy
+from benchmarks.command import LARGE_PAGES
 from benchmarks.speed_runs import (
     BARE,
     CASES,
@@ -435,7 +436,7 @@ def peer(setting: Setting) -> list[Table]:
     clips, test, batch, frames, epochs = (4, 4, 4, 1, 1) if setting.quick else (256, 64, 32, 2, 2)
     comparable = setting.device.type == "cpu" and setting.threads == PEER_THREADS and not setting.quick
     rows = []
-    pace = partial(their_step, batch, frames, steps=6 if comparable else 0)
+    pace = partial(their_pace, batch, frames, steps=6 if comparable else 0)
     both = setting.device.type == "cpu" and not setting.quick
     chosen = [(p, way) for p in setting.precisions for way in ((AS_IT_IS, OTHERWISE[p]) if both else (AS_IT_IS,))]
     with progress(len(chosen), "peer", "process") as bar:
@@ -498,13 +499,24 @@ def peer(setting: Setting) -> list[Table]:
     return [Table("Against BalanceBenchmark", says, columns, rows)]
 
 
-def their_step(batch: int, frames: int, steps: int) -> float:
-    """Mean seconds of a step of the peer's networks and optimiser on random clips, in fp32, after one more step.
+def their_pace(batch: int, frames: int, steps: int) -> float:
+    """:func:`their_step` in a process that manages memory as theirs does: by default.
 
     Without ``steps`` what it was where the peer was timed.
     """
     if not steps:
         return PEER_STEP
+    work = f"from benchmarks.speed_parts import their_step; print(their_step({batch}, {frames}, {steps}))"
+    environment = {k: v for k, v in os.environ.items() if k != LARGE_PAGES}
+    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    called = subprocess.run(
+        [sys.executable, "-c", work], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return float(called.stdout)
+
+
+def their_step(batch: int, frames: int, steps: int) -> float:
+    """Mean seconds of a step of the peer's networks and optimiser on random clips, in fp32, after one more step."""
     from torchvision.models import resnet18  # here: it doubles the time a process needs to start
 
     sound, sight = resnet18(num_classes=6), resnet18(num_classes=6)

@@ -35,7 +35,7 @@ from balancebench_udi.seeding import generator
 from balancebench_udi.spec import Optimizer
 from balancebench_udi.strategy import Batch, Strategy, make_optimizer
 from balancebench_udi.trainer import Trainer
-from benchmarks.command import choose_device
+from benchmarks.command import choose_device, manage_memory_for
 
 REFERENCE = "joint"
 BARE = "bare loop"
@@ -512,6 +512,7 @@ def compete(
     Returns:
         the timed laps, and the watched ones: the same on a CPU, one more round on a GPU, or none for lack of time.
     """
+    manage_memory_for(precision, device)
     jobs = case.jobs(methods, precision)
     on_cpu, label = device.type == "cpu", f"{case.name} {precision}"
     bare = replace(next(iter(jobs.values())), method=Strategy, options=Strategy.Options())
@@ -580,6 +581,7 @@ def peak_memory(case: Case, method: str, precision: str, device_type: str, threa
     """Peak bytes of one run: ``own``, ``mapped``, and ``device`` on a GPU. Call it in a process of its own."""
     torch.set_num_threads(threads)
     device = choose_device(device_type)
+    manage_memory_for(precision, device)
     with Peak() as peak:
         train(case.jobs({method: registry.methods.get(method)}, precision)[method], device, finish=True)
     on_device = {"device": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
@@ -616,6 +618,7 @@ def train_together(case: Case, precision: str, device_type: str, threads: int, c
     """Train joint once all ``count`` processes are ready: start and end by the machine's clock, and samples trained."""
     torch.set_num_threads(threads)
     device = choose_device(device_type)
+    manage_memory_for(precision, device)
     job = case.jobs({REFERENCE: registry.methods.get(REFERENCE)}, precision)[REFERENCE]
     train(shorter(job), device)
     _gates[count].wait(timeout=300)

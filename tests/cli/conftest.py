@@ -11,6 +11,12 @@ from calls import Called
 from benchmarks.run import main
 
 
+@pytest.fixture(autouse=True)
+def memory_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command called in this process changes what becomes of its memory: that would hold for all later tests."""
+    monkeypatch.setattr("benchmarks.command.manage_memory", lambda spare: True)
+
+
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Called]:
     """``cli("--methods", "joint", ...)`` in this process, from an empty working directory."""
@@ -18,7 +24,6 @@ def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     here.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.delenv("BALANCEBENCH_DATA", raising=False)
-    monkeypatch.setattr("benchmarks.run.spare_memory", lambda: True)  # it would hold for this whole process
 
     def call(*arguments: object) -> Called:
         capsys.readouterr()

@@ -14,6 +14,7 @@ from calls import ROOT, command, content, records, shas
 import registry
 from balancebench_udi import Strategy
 from balancebench_udi.catalogue import Catalogue
+from benchmarks.command import manage_memory_for
 from benchmarks.run import PROTOCOLS
 
 ON = ("--dataset", "digits", "--protocol", "quick", "--device", "cpu", "--epochs", "2")
@@ -125,10 +126,11 @@ def test_another_process_gets_the_same_results(cli, swept, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="speaks to the GNU C library")
-def test_sparing_memory_changes_no_result(swept, tmp_path):
-    called = command(*SWEEP, "--no-spare-memory", "--out", "kept", cwd=tmp_path)
+@pytest.mark.parametrize("way", ["--no-spare-memory", "--spare-memory"])
+def test_what_becomes_of_freed_memory_changes_no_result(swept, tmp_path, way):
+    called = command(*SWEEP, way, "--out", "again", cwd=tmp_path)
     assert called.code == 0, called.err
-    assert shas(tmp_path / "kept") == shas(swept[1])
+    assert shas(tmp_path / "again") == shas(swept[1])
 
 
 @pytest.mark.parametrize(
@@ -140,16 +142,25 @@ def test_sparing_memory_changes_no_result(swept, tmp_path):
         ("bf16", ("--spare-memory",), True),
     ],
 )
-def test_memory_is_spared_in_fp32_and_where_asked(cli, monkeypatch, precision, words, spares):
+def test_memory_is_spared_in_fp32_and_where_asked_and_else_kept(cli, monkeypatch, precision, words, spares):
     calls = []
-    monkeypatch.setattr("benchmarks.run.spare_memory", lambda: not calls.append(True))
+    monkeypatch.setattr("benchmarks.command.manage_memory", lambda spare: not calls.append(spare))
     assert cli(*SWEEP, "--precision", precision, "--dry-run", *words).code == 0
-    assert calls == [True] * spares
+    assert calls == [spares]
+
+
+def test_on_a_gpu_memory_is_managed_only_where_asked(monkeypatch):
+    calls = []
+    monkeypatch.setattr("benchmarks.command.manage_memory", lambda spare: not calls.append(spare))
+    for spare in (None, False, True):
+        assert manage_memory_for("bf16", torch.device("cuda"), spare)
+    assert calls == [True]
 
 
 def test_another_c_library_is_a_mistake_only_where_sparing_was_asked(cli, monkeypatch):
-    monkeypatch.setattr("benchmarks.run.spare_memory", lambda: False)
+    monkeypatch.setattr("benchmarks.command.manage_memory", lambda spare: False)
     assert cli(*SWEEP, "--dry-run").code == 0
+    assert cli(*SWEEP, "--dry-run", "--no-spare-memory").code == 0
     called = cli(*SWEEP, "--dry-run", "--spare-memory")
     assert called.code == 2
     assert called.err == "error: --spare-memory needs the GNU C library, found another one: leave it out\n"

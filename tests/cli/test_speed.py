@@ -605,7 +605,7 @@ def test_the_peer_is_judged_on_its_own_workload_only(monkeypatch):
 
     monkeypatch.setattr(speed_parts, "run_watched", watched)
     paces = iter([7.2, 7.2, 14.4, 7.2, 3.6])  # before and after four runs
-    monkeypatch.setattr(speed_parts, "their_step", lambda *size, steps: next(paces) if steps else 7.2)
+    monkeypatch.setattr(speed_parts, "their_pace", lambda *size, steps: next(paces) if steps else 7.2)
     cases = ((2, False, ["ok", "ok", "ok", "over"]), (1, False, [None] * 4), (2, True, [None] * 2))
     for threads, quick, said in cases:
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
@@ -626,9 +626,9 @@ def test_the_peer_is_judged_on_its_own_workload_only(monkeypatch):
 
 
 def test_a_step_of_the_peer_is_timed_after_another_one():
-    assert speed_parts.their_step(4, 2, steps=0) == speed_parts.PEER_STEP
+    assert speed_parts.their_pace(4, 2, steps=0) == speed_parts.PEER_STEP
     started = time.perf_counter()
-    step = speed_parts.their_step(2, 1, steps=1)
+    step = speed_parts.their_pace(2, 1, steps=1)
     assert 0 < step < time.perf_counter() - started
 
 
