@@ -251,6 +251,7 @@ def run_all(
                         say(f"failed: {job.spec.method} seed {job.spec.seed}: {error}")
                         continue
                 outcome.done.append(job)
+    give_back_memory()  # of the last run: tables and figures come now
     return outcome
 
 

@@ -408,6 +408,7 @@ class Trainer:
             done[epochs] = reading
             for snapshot in self.progress.snapshots:
                 load_tensors(self.strategy, snapshot[reading]["tensors"])
+            give_back_memory()
             probes = fit_probes(self.strategy, self.loader, self.task.modalities)
             val, test = (
                 evaluate(self.strategy, self.loader, split, self.task.modalities, subsets=True, probes=probes)

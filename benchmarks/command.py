@@ -129,10 +129,10 @@ def manage_memory(spare: bool) -> bool:
     """Say what becomes of memory that is free again, for the rest of this process, as far as the C library can be told.
 
     Args:
-        spare: give blocks back to the system at once, which takes the least memory; else keep all of them for the next
-            tensors until the epoch ends. By itself the C library gives back those above 32 MB: a network's largest
-            activations, whose pages the system then has to clear again in every step. Large pages save some of that
-            where memory is spared, and gaps between blocks where it is kept.
+        spare: give blocks of 2 MB and more back to the system at once, which takes little memory; else keep all of them
+            for the next tensors until the epoch ends. By itself the C library gives back those above 32 MB: a network's
+            largest activations, whose pages the system then has to clear again in every step. Large pages save some of
+            that where memory is spared, and gaps between blocks where it is kept.
 
     Returns:
         whether the C library is one that can be told so.
@@ -140,7 +140,7 @@ def manage_memory(spare: bool) -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     wanted = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}  # -1: never
     if spare:  # 65536 and 64 MB are what glibc has, or comes to, by itself; they would not be the same once one is set
-        wanted = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 2**20, M_TRIM_THRESHOLD: 2**26}
+        wanted = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 2**21, M_TRIM_THRESHOLD: 2**26}
     if mallopt is None or not all(mallopt(which, value) for which, value in wanted.items()):
         return False
     os.environ[LARGE_PAGES] = "1"
