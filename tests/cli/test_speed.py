@@ -474,9 +474,9 @@ def test_work_once_a_phase_hardly_counts_in_a_long_run():
 
     found = rows(TINY, Prepares, Closes, Epochal)
     for name in ("prepares", "closes"):
-        assert found[name]["time"]["median"] > 3
-        assert found[name]["long"]["median"] < found[name]["time"]["median"] / 2
-    assert found["epochal"]["long"]["median"] > 3
+        assert found[name]["time"]["median"] > 2
+        assert found[name]["long"]["q1"] < found[name]["time"]["median"] / 2
+    assert found["epochal"]["long"]["median"] > 2
 
 
 def test_a_users_mistake_ends_the_rounds():
