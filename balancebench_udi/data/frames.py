@@ -68,8 +68,8 @@ class FrameTransform:
     def __call__(self, stored: Tensor, draws: Tensor | None = None) -> Tensor:
         count = (stored[:, :, 0, 0, 0] > 0).sum(1)
         index = self._choose(count, None if draws is None else draws[:, : self._picking])
-        rows = torch.arange(len(stored), device=stored.device)[:, None]
-        images = stored[rows, index].flatten(0, 1).permute(0, 3, 1, 2).to(torch.float32)  # [B T, C, S, S]
+        rows = torch.arange(len(stored), device=stored.device)[:, None] * stored.shape[1] + index
+        images = stored.flatten(0, 1).index_select(0, rows.flatten()).permute(0, 3, 1, 2).float()  # [B T, C, S, S]
         if draws is not None:
             images = self._crop(images, draws[:, self._picking :])
         elif images.shape[-1] != CROP:
@@ -99,12 +99,11 @@ class FrameTransform:
         repeats = self.n_frames if self.same_crop else 1
         boxes, flip = random_boxes(draws.reshape(-1, BOX_DRAWS), self.aspect)
         boxes, flip = (x.repeat_interleave(repeats, 0) for x in (boxes, flip))
-        centre, size = boxes[:, :2], boxes[:, 2:]
-        mirror = torch.where(flip, -1.0, 1.0)
-        theta = torch.zeros(len(images), 2, 3, device=images.device)
-        theta[:, 0, 0], theta[:, 1, 1] = size[:, 0] * mirror, size[:, 1]
-        theta[:, :, 2] = 2 * centre - 1
-        grid = functional.affine_grid(theta, [len(images), images.shape[1], CROP, CROP], align_corners=False)
+        pixel = (2 * torch.arange(CROP, device=images.device) + 1) / CROP - 1  # centres, in [-1, 1]
+        x, y = (2 * boxes[:, :2] - 1 + pixel[:, None, None] * boxes[:, 2:]).unbind(2)  # [CROP, B T] each
+        x = torch.where(flip, x.flip(0), x)
+        shape = (len(images), CROP, CROP)
+        grid = torch.stack([x.T[:, None].expand(shape), y.T[:, :, None].expand(shape)], 3)
         cropped = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
         if self.flow:
             cropped[:, 0] = torch.where(flip[:, None, None], 255 - cropped[:, 0], cropped[:, 0])

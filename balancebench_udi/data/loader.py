@@ -58,7 +58,8 @@ class Loader:
     """Batches of a bundle. Order depends on (seed, epoch) alone, augmentation on (seed, epoch, modality, sample).
 
     On a GPU a split lives in device memory where it fits; of one that does not, a thread reads batches ahead into
-    pinned memory. On a CPU a batch is read where it is, from memory or from the memory map.
+    pinned memory. There a batch is transformed on a stream of its own, while the step before it still runs. On a CPU a
+    batch is read where it is, from memory or from the memory map.
 
     Args:
         bundle: the dataset.
@@ -73,6 +74,7 @@ class Loader:
         self.batch_size = batch_size
         self.seed = seed
         self.splits = {name: _place(bundle.split(name), device) for name in ("train", "val", "test")}
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def size(self, split: str) -> int:
         return len(self.splits[split])
@@ -138,6 +140,12 @@ class Loader:
     def _batches(
         self, split: Split, rows: Sequence[Tensor], modalities: Sequence[str], draws: Mapping[str, Tensor]
     ) -> Iterator[Batch]:
+        made = self._made(split, rows, modalities, draws)
+        return made if self._stream is None else beside(made, self._stream)
+
+    def _made(
+        self, split: Split, rows: Sequence[Tensor], modalities: Sequence[str], draws: Mapping[str, Tensor]
+    ) -> Iterator[Batch]:
         if not rows:
             return
         there = split.target.device
@@ -163,6 +171,29 @@ class Loader:
                 inputs[m] = self.bundle.modalities[m].transform(stored.to(self.device, non_blocking=True), drawn)
             target, index = (x.to(self.device, non_blocking=True) for x in (batch.target, batch.index))
             yield Batch(inputs, target, index)
+
+
+def beside(batches: Iterator[Batch], stream: torch.cuda.Stream) -> Iterator[Batch]:
+    """``batches`` of a GPU, each made on ``stream`` before what is done with the one before it is launched."""
+    device = stream.device
+    stream.wait_stream(torch.cuda.current_stream(device))  # for what they are made of
+
+    def make() -> tuple[Batch | None, torch.cuda.Event]:
+        with torch.cuda.stream(stream):
+            return next(batches, None), stream.record_event()
+
+    try:
+        batch, made = make()
+        while batch is not None:
+            following = make()
+            user = torch.cuda.current_stream(device)
+            user.wait_event(made)
+            for x in (*batch.inputs.values(), batch.target, batch.index):
+                x.record_stream(user)
+            yield batch
+            batch, made = following
+    finally:
+        torch.cuda.current_stream(device).wait_stream(stream)
 
 
 T = TypeVar("T")

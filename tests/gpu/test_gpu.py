@@ -7,6 +7,7 @@ import registry
 from balancebench_udi.data import loader
 from balancebench_udi.data.base import Bundle, Modality, Split
 from balancebench_udi.data.frames import FrameTransform
+from balancebench_udi.nets.encoders import build_encoder
 from tests.helpers import make_trainer, tiny_bundle
 
 pytestmark = pytest.mark.gpu
@@ -94,6 +95,23 @@ def test_replayed_variants_of_udi_give_the_same_bytes(options, deterministic):
     assert replayed == plain
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_resnet_is_the_same_on_both(channels):
+    """On a GPU its first convolution of one channel has four."""
+    found = []
+    for device in ("cpu", "cuda"):
+        encoder = build_encoder({"name": "resnet18"}, (channels, 64, 64)).double()
+        encoder.load_state_dict(found[0][0] if found else encoder.state_dict())
+        state = {k: v.clone() for k, v in encoder.state_dict().items()}
+        encoder.to(device)
+        x = torch.randn(4, channels, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        y = encoder(x.to(device))
+        gradients = torch.autograd.grad(y.square().sum(), list(encoder.parameters()))
+        found.append((state, [x.detach().cpu() for x in (y, *gradients)]))
+    for here, there in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(here, there, rtol=1e-6, atol=1e-9)
+
+
 class Counts(registry.methods.get("joint")):
     """Counts its steps in Python."""
 
@@ -160,6 +178,20 @@ def test_read_ahead_gives_the_batches_of_device_memory(monkeypatch):
         for m in ("audio", "video"):
             assert torch.equal(one.inputs[m], two.inputs[m])
             torch.testing.assert_close(one.inputs[m].cpu(), three.inputs[m], rtol=1e-3, atol=1e-3)
+
+
+def test_a_batch_stays_whole_until_its_step_has_run():
+    """The next one is made meanwhile, on another stream and where memory was let go."""
+    made = loader.Loader(clips(160), torch.device("cuda"), 16, 0)
+    expected = [batch.inputs["video"].sum() for batch in list(made.train(0, ["audio", "video"]))]
+    with torch.cuda.stream(torch.cuda.Stream()):
+        found = []
+        for batch in made.train(0, ["audio", "video"]):
+            torch.cuda._sleep(20_000_000)  # some ten milliseconds
+            found.append(batch.inputs["video"].sum())
+            del batch
+    torch.cuda.synchronize()
+    assert torch.equal(torch.stack(found), torch.stack(expected))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

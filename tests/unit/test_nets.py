@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import registry
 from balancebench_udi.errors import UserError
-from balancebench_udi.nets.encoders import ENCODERS, Encoder, build_encoder, encoder_options, initialise
+from balancebench_udi.nets.encoders import ENCODERS, Encoder, build_encoder, encoder_options, initialise, widened
 from balancebench_udi.nets.fusion import FUSIONS, check_fusion
 from balancebench_udi.nets.model import build_model, seeded
 from balancebench_udi.seeding import generator
@@ -91,6 +91,19 @@ def test_the_last_block_of_an_encoder_without_parts_is_itself():
 
     bare = Bare()
     assert bare.last_block() is bare
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_more_channels_of_zeros_change_no_value_and_no_gradient(bias):
+    conv = nn.Conv2d(1, 8, 7, stride=2, padding=3, bias=bias).double()
+    found = []
+    for convolve in (conv, lambda x: widened(conv, x)):
+        x = torch.randn(3, 1, 21, 18, dtype=torch.float64, generator=generator(0), requires_grad=True)
+        y = convolve(x)
+        found.append((y, *torch.autograd.grad(y.square().sum(), [x, *conv.parameters()])))
+    for one, other in zip(*found, strict=True):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
