@@ -102,6 +102,38 @@ class _Stem(torch.autograd.Function):
         return *torch.ops.aten.native_batch_norm_backward(g, x, weight, *batch), None, None
 
 
+class _FixedNorm(torch.autograd.Function):
+    """Batch norm by the running statistics, on a GPU: torch's own values and gradients, up to rounding.
+
+    The backward pass of torch's own lets go of channels_last, which the convolution before it then makes again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+        state = (norm.running_mean, norm.running_var, False, 0.0, norm.eps)
+        y, mean, inverse_std = torch.ops.aten.native_batch_norm(x, weight, bias, *state)
+        ctx.save_for_backward(x, weight, mean, inverse_std)
+        ctx.eps = norm.eps
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse_std = ctx.saved_tensors
+        g = _channels_last(gradients[0])
+        fixed = (None, None, mean, inverse_std, False, ctx.eps, [False, *ctx.needs_input_grad[1:3]])
+        _, *of_norm = torch.ops.aten.native_batch_norm_backward(g, x, weight, *fixed)
+        return torch.batch_norm_elemt(g, weight, None, torch.zeros_like(mean), inverse_std, ctx.eps), *of_norm, None
+
+
+class _BatchNorm(nn.BatchNorm2d):
+    """torch's own, but for gradients in eval mode on a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda and not self.training and torch.is_grad_enabled():
+            return _FixedNorm.apply(x, self.weight, self.bias, self)
+        return super().forward(x)
+
+
 @dataclass(frozen=True)
 class ResNet18Options(Options):
     """How :class:`ResNet18` begins."""
@@ -126,7 +158,7 @@ class ResNet18(Encoder):
         super().__init__()
         from torchvision.models.resnet import BasicBlock, ResNet  # here: it doubles the time a process needs to start
 
-        net = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=1)
+        net = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=1, norm_layer=_BatchNorm)
         if shape[0] != 3:
             net.conv1 = nn.Conv2d(shape[0], 64, kernel_size=7, stride=2, padding=3, bias=False)
         net.fc = nn.Identity()
