@@ -165,11 +165,11 @@ def plan(
     return jobs
 
 
-def estimate(jobs: Sequence[Job], store: Store, device: torch.device) -> float:
+def estimate(jobs: Sequence[Job], store: Store, device: torch.device, fewest: int = 0) -> float | None:
     """Seconds that ``jobs`` will take on ``device``.
 
     By the pace of records of the same data and encoders, of the same method where there are any; without records, by
-    timing up to two training steps of the first job.
+    timing up to two training steps of the first job, or None where all jobs have fewer than ``fewest``.
     """
     if not jobs:
         return 0.0
@@ -184,6 +184,8 @@ def estimate(jobs: Sequence[Job], store: Store, device: torch.device) -> float:
             seconds = sum(p["seconds"] + p["evaluation_seconds"] for p in phases)
             paces.setdefault(record["spec"]["method"], []).append(seconds / epochs)
     pace = {name: statistics.median(values) for name, values in paces.items()}
+    if not pace and sum(job.steps for job in jobs) < fewest:
+        return None
     general = statistics.median(pace.values()) if pace else _probe(jobs[0], device)
     return sum(job.epochs * pace.get(job.spec.method, general) for job in jobs)
 

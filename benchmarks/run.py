@@ -52,6 +52,8 @@ from benchmarks.workers import run_side_by_side
 REFERENCE = "joint"
 """The method against which costs are given."""
 MOST_SEEDS = 10_000
+FEW_STEPS = 50
+"""With fewer to make, the first two of them are not made beforehand to tell how long all will take."""
 SMALL = 2**15
 """Most values in a sample of which runs are trained two at a time on a CPU."""
 
@@ -115,7 +117,7 @@ def run(given: argparse.Namespace) -> int:
         raise UserError(f"--jobs must be at least 1, found {given.jobs}")
     watcher = watching(given.tensorboard)  # before the data are read: it may refuse
     jobs, store, device, protocol = make_plan(given)
-    at_once = print_plan(jobs, store, device, protocol, given.jobs)
+    at_once = print_plan(jobs, store, device, protocol, given.jobs, 0 if given.dry_run else FEW_STEPS)
     if given.dry_run:
         return 0
     if at_once > 1:
@@ -165,8 +167,20 @@ def make_plan(given: argparse.Namespace) -> tuple[list[Job], Store, torch.device
     return plan(methods, dataset, bundle, protocol, seeds, settings, encoders), store, device, protocol
 
 
-def print_plan(jobs: list[Job], store: Store, device: torch.device, protocol: Protocol, at_once: int | None) -> int:
-    """What is done, what is to do, and how long it may take; returns how many runs to train at once."""
+def print_plan(
+    jobs: list[Job],
+    store: Store,
+    device: torch.device,
+    protocol: Protocol,
+    at_once: int | None,
+    fewest: int = FEW_STEPS,
+) -> int:
+    """What is done, what is to do, and how long it may take; returns how many runs to train at once.
+
+    Args:
+        at_once: runs at once of the caller's choice.
+        fewest: steps below which no step is made just to tell how long they may take.
+    """
     missing = [job for job in jobs if not store.done(job.spec)]
     first = jobs[0]
     sizes = ", ".join(f"{name} {len(first.bundle.split(name))}" for name in ("train", "val", "test"))
@@ -181,10 +195,12 @@ def print_plan(jobs: list[Job], store: Store, device: torch.device, protocol: Pr
         note = f", {started} begun" if started else ""
         print(f"  {method:12} {len(mine) - len(todo)} done, {len(todo)} to do{note}")
     if missing:
-        seconds = estimate(missing, store, device)
-        at_once = min(len(missing), at_once or default_jobs(missing, device, seconds))
+        seconds = estimate(missing, store, device, fewest)
+        at_once = min(len(missing), at_once or default_jobs(missing, device, seconds or 0.0))
         shared = f", {at_once} at once (less, then)" if at_once > 1 else ""
-        print(f"about {duration(seconds)} for {len(missing)} of {len(jobs)} runs{shared}")
+        steps = sum(job.steps for job in missing)
+        size = f"{steps} steps" if seconds is None else f"about {duration(seconds)}"
+        print(f"{size} for {len(missing)} of {len(jobs)} runs{shared}")
     else:
         print(f"all {len(jobs)} runs are done")
     return at_once or 1

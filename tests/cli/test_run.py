@@ -178,6 +178,18 @@ def test_a_wider_sweep_trains_only_what_is_missing(cli, out):
     assert list(table(out)["n"]) == [3, 3]
 
 
+def test_a_few_steps_are_counted_and_not_timed_beforehand(cli, tmp_path, monkeypatch):
+    """Two of them would be much of the work. A dry run tells the time, and so do records."""
+    few = ["--methods", "joint", *ON, "--epochs", "1", "--out", tmp_path]
+    assert re.search(
+        r"joint +0 done, 1 to do\nabout .* s for 1 of 1 runs\n$", cli(*few, "--seeds", "0", "--dry-run").out
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("balancebench_udi.runner._probe", None)  # must not be called
+        assert re.search(r"joint +0 done, 1 to do\n17 steps for 1 of 1 runs\n", cli(*few, "--seeds", "0").out)
+        assert re.search(r"joint +0 done, 1 to do\nabout .* s for 1 of 1 runs\n", cli(*few, "--seeds", "1").out)
+
+
 def test_a_dry_run_trains_and_writes_nothing(cli, tmp_path):
     called = cli(*SWEEP, "--out", tmp_path / "out", "--dry-run")
     assert called.code == 0
