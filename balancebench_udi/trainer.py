@@ -214,6 +214,8 @@ class Trainer:
             self.task.epoch, phase.modalities or self.task.modalities, strategy.sample_view()
         ):
             logs = self.step(batch)
+            if not steps and not self.task.epoch:
+                give_back_memory()  # a phase's first step leaves the optimiser's state among what is free again
             values = logs.values * len(batch)
             totals[logs.names] = totals[logs.names] + values if logs.names in totals else values
             seen += len(batch)
