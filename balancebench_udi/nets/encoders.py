@@ -62,7 +62,7 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def widened(conv: nn.Conv2d, x: Tensor, channels: int = 4) -> Tensor:
-    """``conv(x)`` by way of ``channels`` of both, those beyond the given ones 0: the same up to rounding.
+    """``conv(x)`` of ``x [B, C, H, W]``, with channels of zeros beside C up to ``channels``: the same up to rounding.
 
     On a GPU a convolution of a single channel turns layouts back and forth: with four, the passes of a ResNet-18 take
     8 % less time (bf16, H100).

@@ -1,5 +1,6 @@
 """Batches: order from (seed, epoch) alone, views, groups, what is left out and what is not."""
 
+import contextlib
 import dataclasses
 import threading
 import time
@@ -9,7 +10,7 @@ import torch
 
 from balancebench_udi.data import loader as module
 from balancebench_udi.data.base import Bundle, Modality, Split
-from balancebench_udi.data.loader import Batch, Loader, View, ahead
+from balancebench_udi.data.loader import Batch, Loader, View, ahead, beside
 from balancebench_udi.errors import UserError
 from balancebench_udi.seeding import generator
 from tests.helpers import tiny_bundle
@@ -392,3 +393,42 @@ def test_ahead_ends_its_thread_when_done_or_failed():
     with pytest.raises(ZeroDivisionError):
         list(ahead(lambda x: 1 / x, [1, 0, 1], 2))
     assert threading.active_count() == before
+
+
+def test_on_a_gpu_a_batch_is_made_before_the_step_of_the_one_before_it_which_waits_for_its_own(monkeypatch):
+    """The calls of torch.cuda alone; tests/gpu has the values."""
+    told = []
+
+    class Stream:
+        device = CPU
+
+        def __init__(self, name):
+            self.name = name
+
+        def __getattr__(self, call):
+            return lambda *given: told.append((self.name, call, *given)) or len(told)
+
+    class Value:
+        def __init__(self, name):
+            self.record_stream = lambda stream: told.append((name, "kept for", stream.name))
+
+    own, user = Stream("own"), Stream("user")
+    monkeypatch.setattr(module.torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(module.torch.cuda, "current_stream", lambda device: user)
+
+    def make():
+        for i in range(3):
+            told.append(("made", i))
+            yield Batch({"m": Value(f"m{i}")}, Value(f"y{i}"), Value(f"i{i}"))
+
+    for i, _ in enumerate(beside(make(), own)):
+        told.append(("step", i))
+    assert told[0] == ("own", "wait_stream", user)
+    assert told[-1] == ("user", "wait_stream", own)
+    ready = [n + 1 for n, call in enumerate(told) if call[:2] == ("own", "record_event")]
+    for i in range(3):
+        step = told.index(("step", i))
+        assert told.index(("user", "wait_event", ready[i])) < step
+        assert all(told.index((f"{what}{i}", "kept for", "user")) < step for what in "myi")
+        assert told.index(("made", i)) < ready[i]
+        assert i == 2 or told.index(("made", i + 1)) < step
