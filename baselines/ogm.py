@@ -193,7 +193,7 @@ class OGM(Strategy):
             gradients = [p.grad for p in self.modulated[m] if p.grad is not None]
             if not gradients:  # a frozen encoder
                 continue
-            deviations = [_deviation(g) for g in gradients] if self.options.noise else []
+            deviations = _deviations(gradients) if self.options.noise else []
             torch._foreach_mul_(gradients, k)
             if self.options.noise:
                 torch._foreach_addcmul_(gradients, self._normal(gradients), deviations)
@@ -232,6 +232,6 @@ class OGMGE(OGM):
     Options = OGMGEOptions
 
 
-def _deviation(gradient: Tensor) -> Tensor:
-    """Unbiased standard deviation + 1e-8, a scalar; of a single element 1e-8."""
-    return gradient.std(correction=min(1, gradient.numel() - 1)) + 1e-8
+def _deviations(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Unbiased standard deviation + 1e-8 of each tensor, scalars; of a single element 1e-8."""
+    return torch._foreach_add([g.std(correction=min(1, g.numel() - 1)) for g in gradients], 1e-8)
