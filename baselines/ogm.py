@@ -232,6 +232,6 @@ class OGMGE(OGM):
     Options = OGMGEOptions
 
 
-def _deviations(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+def _deviations(gradients: Sequence[Tensor]) -> list[Tensor]:
     """Unbiased standard deviation + 1e-8 of each tensor, scalars; of a single element 1e-8."""
-    return torch._foreach_add([g.std(correction=min(1, g.numel() - 1)) for g in gradients], 1e-8)
+    return list(torch._foreach_add([g.std(correction=min(1, g.numel() - 1)) for g in gradients], 1e-8))

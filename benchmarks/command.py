@@ -50,6 +50,8 @@ def guarded(
         arguments: None reads ``sys.argv``.
         hint: what an interrupted user should know, such as "nothing was written".
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files are bytes, not always of an encoding
     try:
         status = run(parser.parse_args(arguments))
         sys.stdout.flush()

@@ -57,7 +57,10 @@ def parser() -> Parser:
     p.add_argument("--data-root", type=Path, help="where packs are kept (default: $BALANCEBENCH_DATA, else data/)")
     p.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads (default: all cores)")
     p.add_argument(
-        "--strict", action="store_true", help="refuse a source with any problem; with --verify, one that lacks a file"
+        "--strict",
+        action="store_true",
+        help="refuse a source of which a sample is missing, cut short, unreadable or silent; with --verify, one that "
+        "lacks a file",
     )
     p.add_argument(
         "--verify",
@@ -94,6 +97,8 @@ def run(given: argparse.Namespace) -> int:
     source = (given.source or Path()).expanduser()
     if not os.path.exists(source):  # Path.exists raises where a name is too long
         raise UserError(f"--source must be a folder, found none at {source}")
+    if os.path.isfile(source) and not hasattr(cls, "for_source"):
+        raise UserError(f"--source must be a folder, found the file {source}; name the folder it is in")
     protocol = load_protocol(given.protocol, PROTOCOLS, {})
     settings = parse_settings(given.set, [given.dataset])
     for owner in settings:
@@ -144,6 +149,8 @@ def report(dataset: Packed, made: Prepared) -> None:
             print(f"  split {name}: {sizes}")
     pace = f", {made.decoded / made.seconds:.1f} samples a second" if made.decoded else ""
     earlier = f" ({made.resumed} were done before)" if made.resumed else ""
+    if made.discarded:
+        earlier = f" ({made.discarded} done before were of another list, or of files elsewhere, and were done again)"
     done = "already prepared" if not made.decoded and not made.resumed else f"decoded {made.decoded}{earlier}"
     print(f"  {done} in {duration(made.seconds)}{pace}; fingerprint {manifest['fingerprint']}")
     print(f"  in {made.folder}")

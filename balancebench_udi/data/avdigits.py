@@ -15,7 +15,7 @@ import torchaudio
 from torch import Tensor
 
 from balancebench_udi.config import Options, option
-from balancebench_udi.data.archive import read_tar
+from balancebench_udi.data.archive import read_archive
 from balancebench_udi.data.audio import read_wav
 from balancebench_udi.data.base import (
     Affine,
@@ -37,6 +37,7 @@ RECORDINGS = 3000
 """10 digits x 6 speakers x 50 recordings, release v1.0.10 and later."""
 BINS = 32
 """Mel bands and time frames of the spectrogram."""
+_CLONE = "free-spoken-digit-dataset"
 _NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav")
 
 
@@ -88,7 +89,7 @@ class AVDigits(Dataset):
         """
         root = require_root(self, root)
         o = self.options
-        waves = _read_recordings(root / "fsdd")
+        waves = _read_recordings(root / (_CLONE if (root / _CLONE).is_dir() else "fsdd"))
         mnist = read_mnist(root)
         names = sorted(waves)
         fields = [_fields(name) for name in names]
@@ -174,7 +175,7 @@ def _read_recordings(folder: Path) -> dict[str, bytes]:
     if (folder / "recordings").is_dir():
         found = {p.name: p.read_bytes() for p in (folder / "recordings").glob("*.wav")}
     elif archive.is_file():
-        found = read_tar(archive, ".wav")
+        found = read_archive(archive, ".wav")
     else:
         raise UserError(f"avdigits needs {AVDigits.needs}; {folder} holds neither recordings/ nor recordings.tar.gz")
     if len(found) != RECORDINGS:

@@ -109,7 +109,7 @@ class AVE(Clips):
                 name = f"{e.video}_{part}"
                 if (e.video, part) in first:
                     reason = f"the line as {e.label} is left out: the first of a video counts, {first[e.video, part]}"
-                    problems.append(Problem(name, reason))
+                    problems.append(Problem(name, reason, kept=True))
                     continue
                 first[e.video, part] = e.label
                 whole = e.start == e.end or not event

@@ -207,6 +207,12 @@ def require_root(dataset: Dataset, root: Path | None) -> Path:
     return root
 
 
+def inside(root: Path, folder: str, *holds: str) -> Path:
+    """``root/folder`` or, where there is none but ``root`` itself has one of ``holds`` in it, ``root``."""
+    here = not (root / folder).is_dir() and any((root / name).exists() for name in holds)
+    return root if here else root / folder
+
+
 @contextlib.contextmanager
 def long_cells(text: str) -> Iterator[None]:
     """Within it, ``csv`` reads cells as long as ``text``; otherwise 131072 characters, a setting of the process."""

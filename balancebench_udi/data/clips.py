@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +24,7 @@ from balancebench_udi.data.media import (
     read_sound,
     read_video,
 )
-from balancebench_udi.data.pack import Item, Pack, Packed, Stored
+from balancebench_udi.data.pack import SILENT, Item, Pack, Packed, Stored
 from balancebench_udi.errors import UserError
 
 
@@ -96,6 +98,7 @@ class Clips(Packed):
         aspect: width by height of most of its videos.
     """
 
+    version: ClassVar[int] = 2
     prepared: ClassVar[tuple[str, ...]] = CLIP_PREPARED
     aspect: ClassVar[float] = 4 / 3
     Options = ClipOptions
@@ -125,7 +128,7 @@ class Clips(Packed):
         detail: Any = item.detail
         span = Span(*detail["span"])
         samples, rate = read_sound(item.files[detail["sound"]], span)
-        remarks = ["silent"] if float(samples.abs().max()) < SILENCE else []
+        remarks = [SILENT] if float(samples.abs().max()) < SILENCE else []
         paths = [item.files[i] for i in detail["pictures"]]
         if paths and paths[0].suffix.lower() not in PICTURES:
             pictures = read_video(paths[0], o.fps, o.candidates, span)
@@ -150,8 +153,37 @@ class Clips(Packed):
 
 
 def extracted_frames(folder: Path) -> tuple[Path, ...]:
-    """The pictures in a folder, by name."""
-    return tuple(sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)) if folder.is_dir() else ()
+    """The pictures in a folder, by name, numbers in it by size (9.jpg, 10.jpg); hidden ones are none."""
+    if not folder.is_dir():
+        return ()
+    pictures = (p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
+    return tuple(sorted(pictures, key=lambda p: (_by_number(p.name), p.name)))
+
+
+def _by_number(name: str) -> list[str | int]:
+    """What to sort names by, so that numbers in them go by size: text and numbers in turn."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", name))]
+
+
+def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder from ``folder`` on, each once however it is linked, with its files; in order, nothing hidden.
+
+    Raises:
+        OSError: a folder that cannot be read: what is in it must not count as missing.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    seen: set[tuple[int, int]] = set()
+    for here, below, files in os.walk(folder, onerror=refuse, followlinks=True):
+        status = os.stat(here)
+        if (status.st_dev, status.st_ino) in seen:  # by a link
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        yield Path(here), sorted(name for name in files if not name.startswith("."))
 
 
 def find_clips(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
@@ -161,9 +193,10 @@ def find_clips(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
         UserError: two files of one name.
     """
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
-        if path.suffix.lower() in suffixes and path.is_file():
-            if path.stem in found:
-                raise UserError(f"a clip must be there once, found {found[path.stem]} and {path}; remove one")
-            found[path.stem] = path
+    for here, files in walk(folder) if folder.is_dir() else ():
+        for path in (here / name for name in files):
+            if path.suffix.lower() in suffixes:
+                if path.stem in found:
+                    raise UserError(f"a clip must be there once, found {found[path.stem]} and {path}; remove one")
+                found[path.stem] = path
     return found

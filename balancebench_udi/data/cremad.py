@@ -73,7 +73,7 @@ class CREMAD(Clips):
     """
 
     name = "cremad"
-    version = 2
+    version = 3
     reference = "Cao et al., IEEE Trans. Affective Computing 5(4), 2014; protocol of Peng et al., OGM-GE, CVPR 2022"
     needs = "what prepare.py made of CREMA-D"
     source = (

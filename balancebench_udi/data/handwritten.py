@@ -16,6 +16,7 @@ from balancebench_udi.data.base import (
     Modality,
     Split,
     fingerprint,
+    inside,
     mean_and_scale,
     require_root,
     stratified_holdout,
@@ -27,7 +28,7 @@ WIDTH = {"pix": 240, "fou": 76, "fac": 216, "zer": 47, "kar": 64, "mor": 6}
 """Features of each view, x1 to x6 in the file: pixel averages, Fourier coefficients, profile correlations, Zernike
 moments, Karhunen-Loeve coefficients, morphological features."""
 COUNT = {"train": 1600, "test": 400}
-_FILE = "handwritten_6views/handwritten_6views.mat"
+_FOLDER, _FILE = "handwritten_6views", "handwritten_6views.mat"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Handwritten(Dataset):
 
     name = "handwritten"
     reference = "Duin, Multiple Features (UCI, doi:10.24432/C5HC70); split of Han et al., ICLR 2021"
-    needs = f"{_FILE}, the file of that name from github.com/hanmenghan/TMC"
+    needs = f"{_FOLDER}/{_FILE}, the file of that name from github.com/hanmenghan/TMC"
     Options = HandwrittenOptions
 
     def load(self, root: Path | None) -> Bundle:
@@ -76,7 +77,7 @@ class Handwritten(Dataset):
         Raises:
             UserError: an absent, damaged or incomplete file.
         """
-        path = require_root(self, root) / _FILE
+        path = inside(require_root(self, root), _FOLDER, _FILE) / _FILE
         o: HandwrittenOptions = self.options
         if not path.is_file():
             raise UserError(f"dataset handwritten needs {path}, which is absent; it needs {self.needs}")

@@ -19,7 +19,7 @@ from balancebench_udi.data.base import Affine, Modality
 from balancebench_udi.data.clips import PICTURES, extracted_frames
 from balancebench_udi.data.frames import CROP, PICKS, FrameTransform, TimeCrop
 from balancebench_udi.data.media import SILENCE, SPECTROGRAMS, as_candidates, read_pictures, read_sound, read_video
-from balancebench_udi.data.pack import Stored
+from balancebench_udi.data.pack import SILENT, Stored
 from balancebench_udi.data.text import LENGTH, VOCABULARY, tokens
 from balancebench_udi.errors import UserError
 
@@ -112,7 +112,7 @@ class Audio(Kind):
     def decode(self, content: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
         """Sound to a spectrogram; silence is remarked on."""
         samples, rate = read_sound(content[0])
-        remarks = ["silent"] if float(samples.abs().max()) < SILENCE else []
+        remarks = [SILENT] if float(samples.abs().max()) < SILENCE else []
         return SPECTROGRAMS[self.preset](samples, rate).numpy().astype(np.float16), remarks
 
     def modality(self, options: ManifestOptions, values: Tensor, train: Tensor) -> Modality:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import io
 import os
 import re
@@ -59,6 +60,7 @@ class Manifest(Packed):
     """
 
     name = "manifest"
+    version = 2
     reference = "your own data"
     needs = "what prepare.py made of a folder of yours"
     source = f"manifest.yaml and the CSV that it names, see {_GUIDE}"
@@ -280,6 +282,7 @@ def read_source(path: Path) -> Source:
     items: list[Item] = []
     problems: list[Problem] = []
     files: dict[str, list[Path]] = {m: [] for m in kinds}
+    first: dict[tuple[tuple[Path, ...], str], dict[str, str]] = {}
     for _, row in rows:
         places: dict[Path, int] = {}
         detail: dict[str, Any] = {}
@@ -296,6 +299,10 @@ def read_source(path: Path) -> Source:
         if missing:
             problems.append(Problem(row["id"], "; ".join(missing)))
         else:
+            same = first.setdefault((tuple(places), str(detail)), row)
+            if same is not row and _may_part(row, same):
+                remark = f"all of it is what {same['id']} has, too, which may be in another split; give both one group"
+                problems.append(Problem(row["id"], remark, kept=True))
             known = {c: row[c] for c in _KEPT if c in row}
             items.append(Item(row["id"], row["label"], tuple(places), known, detail))
     if not items:
@@ -306,11 +313,19 @@ def read_source(path: Path) -> Source:
     return Source({m: kind.settled(m, files[m]) for m, kind in kinds.items()}, Listing(items, classes, problems))
 
 
+def _may_part(row: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two rows are, or may be drawn, into different splits."""
+    what = "split" if "split" in row else "group"
+    return what not in row or row[what] != other[what]
+
+
 def _files(kind: Kind, path: Path) -> tuple[Path, ...]:
     try:
         return kind.files(path)
-    except OSError:  # a text is no path: longer than any name
-        return ()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # a text is no path
+            return ()
+        raise  # a folder that cannot be read: its files must not count as missing
 
 
 def _absent(kind: Kind, path: Path) -> str:
@@ -378,13 +393,15 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         raise UserError(f"{path} must be a CSV in UTF-8, it is not; save it as such") from None
     except (OSError, ValueError):  # absent, or no name of a file
         raise UserError(f"csv must name a file, found none at {str(path)!r}; correct the YAML") from None
-    separator = max(",;\t", key=text.strip().partition("\n")[0].count)
+    told = re.match(r"sep=([,;\t])\s*\n", text)  # Excel's own first line
+    separator = told[1] if told else max(",;\t", key=text.strip().partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         with long_cells(text):
             lines = [(reader.line_num, [c.strip() for c in cells]) for cells in reader if any(c.strip() for c in cells)]
     except csv.Error as error:
         raise UserError(f"{path} must be a CSV, found a mistake in line {reader.line_num}: {error}") from None
+    lines = lines[1:] if told else lines
     header = lines[0][1] if lines else []
     for name, count in Counter(name for name in header if name).items():
         if count > 1:

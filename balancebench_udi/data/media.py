@@ -23,6 +23,9 @@ from balancebench_udi.errors import UserError
 SILENCE = 1e-4
 """Sound whose largest magnitude stays below this is silent (full scale is 1)."""
 _POINTER = b"version https://git-lfs.github.com/spec/v1"
+_DAMAGED = "it is damaged or cut short; fetch it again"
+_HELD = 2**28
+"""Bytes of decoded pictures of one video that are held while it is not known yet which of them are wanted."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,9 @@ def read_sound(path: Path, span: Span = WHOLE) -> tuple[Tensor, int]:
     if path.suffix.lower() == ".wav":
         samples, rate = _wav(path)
     else:
-        samples, rate = _decode_sound(path)
+        samples, rate, begins = _decode_sound(path)
+        if span != WHOLE:  # a track that begins later than the pictures is silent until then
+            samples = functional.pad(samples, (round(begins * rate), 0))
     samples = span.cut(samples, rate)
     if len(samples) == 0:
         raise UserError(f"{path} must have sound from {span.start} to {span.end} s, it ends before; correct the list")
@@ -61,22 +66,25 @@ def _wav(path: Path) -> tuple[Tensor, int]:
     try:
         return read_wav(path.read_bytes(), str(path))
     except UserError:  # 24-bit, float and the like, or cut short
-        return _decode_sound(path)
+        return _decode_sound(path)[:2]
 
 
-def _decode_sound(path: Path) -> tuple[Tensor, int]:
+def _decode_sound(path: Path) -> tuple[Tensor, int, float]:
+    """Samples, rate, and how many seconds behind the start of the file the first of them is heard."""
     try:
         with open_media(path) as container:
-            floats = av.AudioResampler(format="fltp")
+            floats = av.AudioResampler(format="flt")  # PyAV's arrays of planes crash from 8 channels on
             frames = [f for part in container.decode(audio=0) for f in floats.resample(part)] + floats.resample(None)
-            samples, rate = np.concatenate([f.to_ndarray().mean(0) for f in frames]), frames[0].sample_rate
+            mixed = [f.to_ndarray().reshape(-1, f.layout.nb_channels).mean(1) for f in frames]
+            samples, rate = np.concatenate(mixed), frames[0].sample_rate
+            begins = max(0.0, (frames[0].time or 0.0) - (container.start_time or 0) / av.time_base)
             end = max(len(samples), *(round((f.time or 0.0) * rate) + f.samples for f in frames)) / rate
             whole = is_whole(path, container, "audio", end, max(f.samples for f in frames) / rate)
     except (av.FFmpegError, IndexError, ValueError):
-        samples, rate, whole = np.zeros(0), 1, False
+        samples, rate, begins, whole = np.zeros(0), 1, 0.0, False
     if len(samples) == 0 or not whole:
         raise UserError(f"{path} must be a media file with sound, {_fault(path, 'audio')}")
-    return torch.from_numpy(samples), rate
+    return torch.from_numpy(samples), rate, begins
 
 
 def _fault(path: Path, kind: str | None = None) -> str:
@@ -97,7 +105,7 @@ def _fault(path: Path, kind: str | None = None) -> str:
                 return f"it has no {kind} track; give one that has, or leave the sample out"
     except (av.FFmpegError, IndexError, ValueError):
         pass
-    return "it is damaged or cut short; fetch it again"
+    return _DAMAGED
 
 
 def read_pictures(paths: Sequence[Path], most: int | None = None) -> list[Image.Image]:
@@ -115,8 +123,11 @@ def read_pictures(paths: Sequence[Path], most: int | None = None) -> list[Image.
                 if picture.mode[0] in "IF":  # Pillow would clip 16 bits to white
                     raise UserError(f"{path} must have 8 bits a channel, found mode {picture.mode}; convert it")
                 pictures.append(_upright(picture).convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError):
-            raise UserError(f"{path} must be a whole picture, {_fault(path)}") from None
+        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            fault = _fault(path)
+            if fault == _DAMAGED and isinstance(error, UnidentifiedImageError):
+                fault = "it is damaged or of a format that is not read; fetch it again, or convert it to JPEG or PNG"
+            raise UserError(f"{path} must be a whole picture, {fault}") from None
     if not pictures:
         raise UserError("a sample must have at least one picture, found none; extract them again")
     return pictures
@@ -130,15 +141,31 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def read_video(path: Path, fps: float, most: int | None = None, span: Span = WHOLE) -> list[Image.Image]:
-    """Of a video, the first frame at or after each multiple of 1/fps s, counted from the first frame of the span.
+    """Of a video, upright, the first frame at or after each multiple of 1/fps s, counted from the first of the span.
 
     Args:
         most: the centres of so many equal segments of them where there are more.
+        span: counted from the first frame.
 
     Raises:
         UserError: a damaged file, one cut short, without pictures, or without any inside ``span``.
     """
+    pictures, count = _decode_video(path, fps, span)
+    wanted: Sequence[int] = range(count)
+    if most is not None and count > most:
+        wanted = segment_centres(torch.tensor([count]), most)[0].tolist()
+    if len(pictures) == count:
+        return [pictures[i] for i in wanted]
+    del pictures
+    return _decode_video(path, fps, span, frozenset(wanted))[0]
+
+
+def _decode_video(
+    path: Path, fps: float, span: Span, wanted: frozenset[int] | None = None
+) -> tuple[list[Image.Image], int]:
+    """Those of the sampled frames that are wanted, or as many as may be held, and how many there are."""
     pictures: list[Image.Image] = []
+    count, held = 0, 0
     origin = first = None
     last, whole = 0.0, True
     try:
@@ -156,19 +183,26 @@ def read_video(path: Path, fps: float, most: int | None = None, span: Span = WHO
                 if span.end is not None and last >= span.end - 0.002:
                     break
                 first = last if first is None else first
-                if last - first >= len(pictures) / fps - 0.002:
-                    pictures.append(frame.to_image())
+                if last - first >= count / fps - 0.002:
+                    held += 3 * frame.width * frame.height
+                    if count in wanted if wanted is not None else held <= _HELD:
+                        pictures.append(_displayed(frame))
+                    count += 1
             else:
                 whole = is_whole(path, container, "video", (origin or 0.0) + last, longest)
     except (av.FFmpegError, IndexError):
-        pictures, whole = [], False
-    if not pictures and first is None and last > 0:
+        count, whole = 0, False
+    if not count and first is None and last > 0:
         raise UserError(f"{path} must have pictures from {span.start} to {span.end} s, it ends at {last:.1f} s")
-    if not pictures or not whole:
+    if not count or not whole:
         raise UserError(f"{path} must be a whole video, {_fault(path, 'video')}")
-    if most is not None and len(pictures) > most:
-        return [pictures[i] for i in segment_centres(torch.tensor([len(pictures)]), most)[0].tolist()]
-    return pictures
+    return pictures, count
+
+
+def _displayed(frame: av.VideoFrame) -> Image.Image:
+    """A frame as players show it: turned as the file says, which phones do of what was filmed upright."""
+    image = frame.to_image()
+    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
 
 def as_candidates(pictures: Sequence[Image.Image], slots: int, size: int) -> np.ndarray:

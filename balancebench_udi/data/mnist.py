@@ -13,7 +13,7 @@ from torch import Tensor
 
 from balancebench_udi.errors import UserError
 
-FOLDERS = ("mnist", "MNIST/raw")
+FOLDERS = ("mnist", "MNIST/raw", ".")
 """Where the files may lie below the data root; the second is torchvision's layout."""
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 NEEDS = "MNIST's four IDX files, plain or .gz, in mnist/ or MNIST/raw/"

@@ -143,6 +143,10 @@ class MOSEI(Packed):
             UserError: an absent, damaged or unsafe pickle, or one of another layout.
         """
         path = source / self.options.file
+        if not path.is_file():
+            others = [name for name in self.files if (source / name).is_file()]
+            remedy = f"--set {self.name}.file={others[0]} takes the one that is there" if others else "fetch it"
+            raise UserError(f"{source} must hold {self.options.file}, it is absent; {remedy}, or see prepare.py --list")
         tables = read_pickle(path)
         with path.open("rb") as handle:
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
@@ -282,8 +286,6 @@ def read_pickle(path: Path) -> Any:
     try:
         with path.open("rb") as handle:
             return _text_keys(_Unpickler(handle, path).load())
-    except FileNotFoundError:
-        raise UserError(f"{path} must be a pickle, it is absent; fetch it, or name the one you have by file=") from None
     except MemoryError:
         size = path.stat().st_size / 1e9
         raise UserError(

@@ -19,6 +19,7 @@ from balancebench_udi.data.base import (
     Modality,
     Split,
     fingerprint,
+    inside,
     mean_and_scale,
     require_root,
 )
@@ -81,7 +82,7 @@ class MOSI(Dataset):
         Raises:
             UserError: absent or damaged files, or modalities whose labels disagree.
         """
-        folder = require_root(self, root) / _FOLDER
+        folder = inside(require_root(self, root), _FOLDER, "transcripts.csv")
         o = self.options
         files: dict[Any, str] = {
             **{(m, s): f"{m}/{m}_{s}0.csv" for m in WIDTH for s in COUNT},

@@ -55,6 +55,8 @@ from balancebench_udi.errors import UserError
 
 FORMAT = 2
 MANIFEST, INDEX, PROBLEMS, JOURNAL, LABEL = "manifest.json", "index.csv", "problems.csv", "journal.jsonl", "label.npy"
+SILENT = "silent"
+"""What is remarked on a sample whose sound is."""
 _FLUSH_EVERY = 5.0  # seconds of work that a power cut may cost
 _PARTS = ("train", "val", "test")
 _LIBRARIES = ("torch", "torchaudio", "av", "numpy", "Pillow", "scipy", "scikit-learn")
@@ -145,7 +147,7 @@ class Packed(Dataset):
 
     @abc.abstractmethod
     def decode(self, item: Item) -> tuple[Mapping[str, np.ndarray], Sequence[str]]:
-        """The stored values of one sample, and remarks on it (``silent``, ...), which do not leave it out.
+        """The stored values of one sample, and remarks on it (:data:`SILENT`, ...), which do not leave it out.
 
         Called by several threads.
 
@@ -316,6 +318,7 @@ class Prepared:
     """What became of a preparation: folder, manifest and problems of the pack, and how much this call did.
 
     ``newer``: files of the source that were put in their place after the pack was made; their bytes are not compared.
+    ``discarded``: samples that were done before, of another list or of files elsewhere.
     """
 
     folder: Path
@@ -325,6 +328,7 @@ class Prepared:
     resumed: int
     seconds: float
     newer: int = 0
+    discarded: int = 0
 
 
 def prepare(
@@ -376,7 +380,13 @@ def prepare(
     except OSError as error:
         raise _no_room(error, partial) from error
     return Prepared(
-        folder, manifest, builder.problems, len(items) - len(done), len(done), time.perf_counter() - started
+        folder,
+        manifest,
+        builder.problems,
+        len(items) - len(done),
+        len(done),
+        time.perf_counter() - started,
+        discarded=builder.discarded,
     )
 
 
@@ -423,10 +433,13 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _refuse(problems: pd.DataFrame, path: Path, strict: bool) -> None:
-    if strict and len(problems):
+    """All else that a sample is kept with is how its authors published it."""
+    bad = problems[~problems["kept"] | (problems["problem"] == SILENT)] if strict else problems[:0]
+    if len(bad):
+        first = bad.iloc[0]
         raise UserError(
-            f"every sample must be there, whole and audible (--strict), found {len(problems)} that are not, the first "
-            f"{problems['id'][0]}: {problems['problem'][0]}; all are listed in {path}"
+            f"every sample must be there, whole and audible (--strict), found {len(bad)} that are not, the first "
+            f"{first['id']}: {first['problem']}; all are listed in {path}"
         )
 
 
@@ -504,12 +517,13 @@ class _Builder:
         self.stored = dict(dataset.stored())
         self.source = _digest(listing)
         self.entries: dict[int, dict[str, Any]] = {}  # row -> what the journal says of it
+        self.discarded = 0
 
     @functools.cached_property
     def plan(self) -> str:
         """Hash of what is being built: a journal of anything else is of no use."""
         stored = {m: [list(s.shape), s.dtype] for m, s in self.stored.items()}
-        rows = [[i.id, i.label, [str(f) for f in i.files], i.detail] for i in self.items]
+        rows = [[i.id, i.label, [os.path.abspath(f) for f in i.files], i.detail] for i in self.items]
         text = json.dumps([FORMAT, self.dataset.version, self.dataset.prepared_options(), stored, rows], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -529,6 +543,7 @@ class _Builder:
             arrays = {m: np.load(self.folder / f"{m}.npy", mmap_mode="r+") for m in self.stored}
             self._rewrite(journal)
         else:
+            self.discarded = len(lines[1:])
             journal.unlink(missing_ok=True)  # it must not speak for what comes now
             arrays = {
                 m: _allocate(self.folder / f"{m}.npy", len(self.items), stored) for m, stored in self.stored.items()
@@ -685,7 +700,8 @@ class _Builder:
             if entry["problem"] is not None:
                 found.append((item.id, entry["problem"], False))
             found += [(item.id, remark, True) for remark in entry["remarks"]]
-        return pd.DataFrame(sorted(found), columns=["id", "problem", "kept"]).astype({"kept": bool})
+        shown = [(*(s.encode(errors="backslashreplace").decode() for s in texts), kept) for *texts, kept in found]
+        return pd.DataFrame(sorted(shown), columns=["id", "problem", "kept"]).astype({"kept": bool})
 
     def _fingerprint(self) -> str:
         samples = [

@@ -337,5 +337,5 @@ def _numbered(folder: Path | None, start: str) -> dict[int, Path]:
     """Number -> picture whose name ends with it and begins as the pattern says; in order."""
     if folder is None:
         return {}
-    matches = (re.fullmatch(start + _PICTURE, name) for name in os.listdir(folder))
+    matches = (re.fullmatch(start + _PICTURE, name) for name in os.listdir(folder) if name[0] != ".")
     return dict(sorted((int(match[1]), folder / match[0]) for match in matches if match is not None))

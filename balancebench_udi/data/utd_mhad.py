@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from balancebench_udi.config import Options, option
-from balancebench_udi.data.archive import read_tar
+from balancebench_udi.data.archive import read_archive
 from balancebench_udi.data.base import (
     Affine,
     Bundle,
@@ -19,6 +19,7 @@ from balancebench_udi.data.base import (
     Modality,
     Split,
     fingerprint,
+    inside,
     mean_and_scale,
     require_root,
     stratified_holdout,
@@ -65,6 +66,7 @@ WIDTH = {"inertial": 6, "skeleton": 60}
 _VARIABLE = {"inertial": "d_iner", "skeleton": "d_skel"}
 _HIP_CENTRE = 3
 _FOLDER = "utd_mhad"
+_ARCHIVES = (".zip", ".tar")
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,8 @@ class UTDMHAD(Dataset):
     name = "utd_mhad"
     reference = "Chen, Jafari and Kehtarnavaz, UTD-MHAD, ICIP 2015"
     needs = (
-        f"{_FOLDER}/ with the folders Inertial/ and Skeleton/ of UTD-MHAD's .mat files, or Inertial.tar and "
-        "Skeleton.tar of them (www.utdallas.edu/~kehtar/UTD-MHAD.html)"
+        f"{_FOLDER}/ with the folders Inertial/ and Skeleton/ of UTD-MHAD's .mat files, or archives (.zip or "
+        ".tar) of these names (www.utdallas.edu/~kehtar/UTD-MHAD.html)"
     )
     Options = UTDMHADOptions
 
@@ -129,7 +131,7 @@ class UTDMHAD(Dataset):
         Raises:
             UserError: absent, damaged or incomplete files.
         """
-        folder = require_root(self, root) / _FOLDER
+        folder = inside(require_root(self, root), _FOLDER, *(f"Inertial{end}" for end in ("", *_ARCHIVES)))
         o = self.options
         files = {m: _read_files(folder, m) for m in WIDTH}
         action, subject, _ = np.array(SEQUENCES).T
@@ -197,15 +199,16 @@ def _file_name(m: str, key: tuple[int, int, int]) -> str:
 
 def _read_files(folder: Path, m: str) -> dict[tuple[int, int, int], bytes]:
     """(action, subject, trial) -> bytes of the 861 files of modality ``m``, from the folder or the archive."""
-    unpacked, archive = folder / m.capitalize(), folder / f"{m.capitalize()}.tar"
+    unpacked = folder / m.capitalize()
+    archive = next((p for end in _ARCHIVES if (p := folder / f"{m.capitalize()}{end}").is_file()), None)
     if unpacked.is_dir():
         source = unpacked
         found = {p.name: p.read_bytes() for p in unpacked.glob("*.mat")}
-    elif archive.is_file():
+    elif archive is not None:
         source = archive
-        found = read_tar(archive, ".mat")
+        found = read_archive(archive, ".mat")
     else:
-        raise UserError(f"utd_mhad needs {UTDMHAD.needs}; {folder} holds neither {unpacked.name}/ nor {archive.name}")
+        raise UserError(f"utd_mhad needs {UTDMHAD.needs}; {folder} holds no {unpacked.name}/")
     names = {key: _file_name(m, key) for key in SEQUENCES}
     if missing := [name for name in names.values() if name not in found]:
         raise UserError(

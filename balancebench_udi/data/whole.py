@@ -37,13 +37,14 @@ def is_whole(path: Path, container: av.container.InputContainer, kind: str, end:
     a constant bit rate; what was streamed, so that no header states a length: ``.wav`` anywhere, ``.mkv``, ``.webm``
     and ``.mp4`` between two blocks or fragments. Of MPEG-TS nothing but a torn frame of sound is noticed. Refused
     though whole are a streamed ``.avi``, whose header states lengths that are none, ogg without a page that is marked
-    as the last, and ``.mp3`` of a constant bit rate with zeros or lyrics behind it.
+    as the last, ``.mp3`` of a constant bit rate with zeros or lyrics behind it, and a
+    streamed ``.wmv``, which states no length, just as one that was cut does not.
 
     Args:
         end: seconds at which the last frame begins (of pictures) or ends (of sound).
         longest: seconds that the longest frame lasts.
     """
-    if is_torn(path):
+    if is_torn(path) or (container.format.name == "asf" and container.duration is None):
         return False
     if container.format.name in _UNSTATED:
         return not _ends_in_a_frame(path)

@@ -514,7 +514,7 @@ WRONG = {
     ),
     "source that is a file": (
         ("utd_mhad", "--source", ROOT / "README.md"),
-        r"--source must be a folder with utd_mhad/.*",
+        r"--source must be a folder, found the file .*README\.md; name the folder it is in",
     ),
     "source without MNIST": (("cgmnist", "--source", "."), r"^--source must hold MNIST's four IDX files"),
     "source of something else": (("cremad", "--source", "."), r"must hold CREMA-D .*found no VideoFlash/"),

@@ -138,7 +138,9 @@ def test_same_options_same_data_other_options_other_data(root, bundle, tripled):
 def test_folder_equals_archive(root, bundle, tmp_path):
     (tmp_path / "mnist").symlink_to(root / "mnist")
     with tarfile.open(root / "fsdd" / "recordings.tar.gz") as tar:
-        tar.extractall(tmp_path / "fsdd", filter="data")
+        tar.extractall(tmp_path / "free-spoken-digit-dataset", filter="data")
+    assert AVDigits().load(tmp_path).fingerprint == bundle.fingerprint  # a clone under its own name
+    (tmp_path / "free-spoken-digit-dataset").rename(tmp_path / "fsdd")
     assert AVDigits().load(tmp_path).fingerprint == bundle.fingerprint
     (tmp_path / "fsdd" / "recordings" / "3_theo_7.wav").unlink()
     with pytest.raises(UserError, match="3000 recordings, found 2999"):

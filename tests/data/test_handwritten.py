@@ -144,6 +144,10 @@ def test_absent(tmp_path):
         Handwritten().load(tmp_path)
 
 
+def test_the_folder_itself(root, bundle):
+    assert Handwritten().load((root / FILE).parent).fingerprint == bundle.fingerprint
+
+
 def test_cut_short(root, tmp_path):
     (tmp_path / FILE).parent.mkdir()
     (tmp_path / FILE).write_bytes((root / FILE).read_bytes()[:2_000_000])

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import av
 import numpy as np
 import pandas as pd
 import pytest
@@ -157,6 +158,10 @@ def test_index_and_name_of_a_class_agree_with_the_published_rows(tmp_path):
         ("-00nar1nEPc_33_43", ("-00nar1nEPc", 33)),
         ("-00nar1nEPc_000033", ("-00nar1nEPc", 33)),
         ("-00nar1nEPc", ("-00nar1nEPc", None)),
+        ("-00nar1nEPc_33000_43000", ("-00nar1nEPc", 33)),
+        ("-00nar1nEPc_0_10000", ("-00nar1nEPc", 0)),
+        ("-00nar1nEPc_3600000_3610000", ("-00nar1nEPc", 3600)),
+        ("-00nar1nEPc_4008_4018", ("-00nar1nEPc", 4008)),
         ("abc_000_111", ("abc_000_111", None)),
         ("abc_000_111_7", ("abc_000_111", 7)),
         ("-00nar1nEP", None),
@@ -357,6 +362,47 @@ def test_the_same_clip_twice(tmp_path):
     write_video(tmp_path / "b" / f"{name(7)[:11]}_7.mp4", seconds=1, fps=6)
     with pytest.raises(UserError, match=r"must be there once, found .*_000007_000017\.mp4 and .*_7\.mp4; remove one"):
         packed(tmp_path, tmp_path, split="own")
+
+
+def test_a_clip_of_no_list_may_be_there_twice(tmp_path):
+    own(tmp_path, train=[7, 38], test=[69])
+    for number in (7, 38, 69):
+        write_video(tmp_path / f"{name(number)}.mp4", seconds=1, fps=6)
+    for folder in "ab":
+        write_video(tmp_path / folder / f"{name(99)}.mp4", seconds=1, fps=6)
+    assert packed(tmp_path, tmp_path, split="own").manifest["samples"] == 3
+
+
+@pytest.mark.parametrize("elsewhere", ["train", "sub/train", "z"])
+def test_what_replaces_damaged_clips_goes_before_them(tmp_path, elsewhere):
+    """The folder of CVDF's copy of Kinetics."""
+    own(tmp_path, train=[7, 38], test=[69])
+    for number in (7, 38, 69):
+        write_video(tmp_path / elsewhere / f"{name(number)}.mp4", seconds=1, fps=6, colour=(120,) * 3)
+    folder = tmp_path / "replacement" / "replacement_for_corrupted_k400"
+    write_video(folder / f"{name(69)}.mp4", seconds=1, fps=6, colour=(40,) * 3)
+    packed(tmp_path, tmp_path, split="own")
+    assert grey(dataset(split="own", val_share=0.5).load(tmp_path), "test").tolist() == pytest.approx([40], abs=6)
+
+
+def test_titles_may_hold_any_bytes(tmp_path):
+    own(tmp_path, train=[7, 38], test=[69])
+    for number in (7, 38, 69):
+        path = write_video(tmp_path / f"{name(number)}.mp4", seconds=1, fps=6)
+        with av.open(str(path)) as given, av.open(str(path.with_suffix(".mkv")), "w") as taken:
+            taken.metadata["title"] = "cafe"
+            for stream in given.streams:
+                taken.add_stream_from_template(stream)
+            for packet in given.demux():
+                if packet.dts is not None:
+                    packet.stream = taken.streams[packet.stream_index]
+                    taken.mux(packet)
+        path.unlink()
+        content = path.with_suffix(".mkv").read_bytes()
+        assert content.count(b"cafe") == 1
+        path.with_suffix(".mkv").write_bytes(content.replace(b"cafe", b"caf\xe9"))
+    done = packed(tmp_path, tmp_path, split="own")
+    assert (done.manifest["samples"], len(done.problems)) == (3, 0)
 
 
 def pictures(folder, level, count=5):

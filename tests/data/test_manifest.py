@@ -537,14 +537,57 @@ def test_names(tmp_path):
         prepare(Manifest(ManifestOptions(name="new")), source, tmp_path, 1, quiet=True)
 
 
+@pytest.mark.parametrize(
+    ("columns", "remarked"),
+    [
+        ({}, ["s006"]),
+        ({"group": lambda i: f"g{i % 6}"}, []),
+        ({"group": lambda i: f"g{i}"}, ["s006"]),
+        ({"split": lambda i: "train" if i != 5 else "test"}, []),
+        ({"split": lambda i: "train" if i != 6 else "test"}, ["s006"]),
+    ],
+)
+def test_rows_of_the_same_files_that_may_be_in_two_splits(tmp_path, columns, remarked):
+    source = poses(tmp_path / "mine", **columns)
+    rewrite(
+        source,
+        lambda rows: [{**r, "pose": "npy/0.npy", "caption": "a"} if i in (0, 6) else r for i, r in enumerate(rows)],
+    )
+    found = [(p.id, p.reason, p.kept) for p in read_source(source / "manifest.yaml").listing.problems]
+    reason = "all of it is what s000 has, too, which may be in another split; give both one group"
+    assert found == [(name, reason, True) for name in remarked]
+
+
+def test_a_folder_that_cannot_be_read_is_not_missing(tmp_path, monkeypatch):
+    source = poses(tmp_path / "mine")
+    stat = Path.stat
+
+    def refuse(path, **kw):
+        if path.name == "3.npy":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **kw)
+
+    monkeypatch.setattr(Path, "stat", refuse)  # root may read everything
+    with pytest.raises(PermissionError):
+        read_source(source / "manifest.yaml")
+
+
+def test_the_first_line_that_excel_wants(tmp_path):
+    source = poses(tmp_path / "mine")
+    told = "sep=;\r\n" + (source / "clips.csv").read_text().replace(",", ";")
+    expected = read_source(source / "manifest.yaml").listing
+    (source / "clips.csv").write_text(told, encoding="utf-8-sig", newline="")
+    assert read_source(source / "manifest.yaml").listing == expected
+
+
 def test_a_pack_of_another_version(tmp_path, monkeypatch):
     source = poses(tmp_path / "mine")
     prepared(source, tmp_path)
-    monkeypatch.setattr(Manifest, "version", 2)
-    with pytest.raises(UserError, match="must be of version 2 of dataset manifest, found 1; remove it"):
+    monkeypatch.setattr(Manifest, "version", 3)
+    with pytest.raises(UserError, match="must be of version 3 of dataset manifest, found 2; remove it"):
         Manifest(ManifestOptions(name="mine")).load(tmp_path)
     with pytest.raises(
-        UserError, match="it was made by version 1 of dataset manifest, which is 2 now; remove that folder"
+        UserError, match="it was made by version 2 of dataset manifest, which is 3 now; remove that folder"
     ):
         prepared(source, tmp_path)
 

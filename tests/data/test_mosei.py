@@ -439,7 +439,12 @@ def test_cut_short(tmp_path, share):
 
 
 def test_absent_and_not_prepared(tmp_path):
-    with pytest.raises(UserError, match=f"{NOALIGN} must be a pickle, it is absent"):
+    with pytest.raises(UserError, match=rf"must hold {NOALIGN}, it is absent; fetch it, or see prepare\.py --list"):
+        MOSEI().listing(tmp_path)
+    (tmp_path / "unaligned_50.pkl").touch()
+    with pytest.raises(
+        UserError, match=r"it is absent; --set mosei\.file=unaligned_50\.pkl takes the one that is there"
+    ):
         MOSEI().listing(tmp_path)
     with pytest.raises(UserError, match=r"prepare\.py mosei --source DIR .* --set mosei\.label=seven"):
         MOSEI(MOSEI.Options(label="seven")).load(tmp_path)

@@ -115,6 +115,10 @@ def test_training_videos_flatter_text_and_video(root, bundle):
     assert 0.7 < accuracy(bundle, "text", "test") < 0.8
 
 
+def test_the_folder_itself(root, bundle):
+    assert MOSI().load(root / FOLDER).fingerprint == bundle.fingerprint
+
+
 def test_absent(tmp_path):
     with pytest.raises(UserError, match=f"needs --data-root DIR with {FOLDER}/"):
         MOSI().load(None)

@@ -211,7 +211,9 @@ def test_other_names_are_not_guessed(tmp_path):
     for number, _, _ in THREE:
         video(tmp_path / f"{title(number)}_{number + 1}.mp4")
         video(tmp_path / f"Y{title(number)}_{number}.mp4")
-    with pytest.raises(UserError, match=r"found none of 3 samples, the first: .* it is missing"):
+    with pytest.raises(
+        UserError, match=rf"such as {title(THREE[0][0])}_000\d+, found 3 others, such as .*\.mp4; rename"
+    ):
         packed(tmp_path, tmp_path, split="own")
 
 

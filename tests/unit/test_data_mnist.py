@@ -26,7 +26,7 @@ def contents():
 
 
 def write(root, folder=FOLDERS[0], packed=True, **changed):
-    (root / folder).mkdir(parents=True)
+    (root / folder).mkdir(parents=True, exist_ok=True)
     for name, content in (contents() | changed).items():
         (root / folder / (name + ".gz" * packed)).write_bytes(gzip.compress(content) if packed else content)
     return root

@@ -1,8 +1,10 @@
 """Sound, pictures and videos from real files with known content, and spectrograms against plain loops."""
 
+import os
 import random
 import struct
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image, ImageOps
 from scipy.io import wavfile
 from scipy.signal import resample_poly
 
+from balancebench_udi.data import media
 from balancebench_udi.data.clips import extracted_frames, find_clips
 from balancebench_udi.data.media import (
     SILENCE,
@@ -81,6 +84,40 @@ def test_channels_are_averaged(tmp_path, suffix):
     assert float(samples[4000:12000].abs().max()) == pytest.approx(0.25, abs=0.02)
     both, _ = read_sound(write_sound(tmp_path / f"b{suffix}", codec, left[[0, 0]], "stereo"))
     assert float(both[4000:12000].abs().max()) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6, 8, 16])
+def test_many_channels_are_averaged(tmp_path, count):
+    """PyAV's arrays of planes crash from 8 channels on."""
+    channels = np.random.default_rng(0).uniform(-0.5, 0.5, (16000, count)).astype(np.float32)
+    wavfile.write(tmp_path / "a.wav", 16000, channels)
+    samples, rate = read_sound(tmp_path / "a.wav")
+    assert rate == 16000
+    assert np.allclose(samples.numpy(), channels.mean(1), atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_span_of_sound_that_begins_later_than_the_pictures(tmp_path, suffix):
+    """Half a second at 300 Hz, half at 600, from second 1 on."""
+    wave, path = np.concatenate([tone(0.5, 16000, p) for p in (300, 600)]), tmp_path / f"a{suffix}"
+    with av.open(str(path), "w") as container:
+        video, audio = container.add_stream("mpeg4", rate=25), container.add_stream("aac", rate=16000, layout="mono")
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        packets = [p for i in range(50) for p in video.encode(av.VideoFrame.from_ndarray(frame(i), format="rgb24"))]
+        packets += video.encode(None)
+        for start in range(0, 16000, 1024):
+            part = av.AudioFrame.from_ndarray(wave[None, start : start + 1024], format="fltp", layout="mono")
+            part.sample_rate, part.pts, part.time_base = 16000, 16000 + start, Fraction(1, 16000)
+            packets += audio.encode(part)
+        packets += audio.encode(None)
+        for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
+            container.mux(packet)
+    for start, expected in ((1.1, 300), (1.6, 600)):
+        samples, rate = read_sound(path, Span(start, start + 0.3))
+        assert len(samples) == 4800
+        assert pitch(samples, rate) == pytest.approx(expected, abs=5)
+    assert float(read_sound(path, Span(0.2, 0.8))[0].abs().max()) == 0.0
+    assert len(read_sound(path)[0]) == pytest.approx(16000, abs=2048)  # as it is where no part is asked for
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".mp4"])
@@ -213,6 +250,7 @@ def test_why_a_file_cannot_be_decoded(tmp_path, suffix, content, fault):
     calls = {"a whole video": lambda: read_video(path, 3), "a media file with sound": lambda: read_sound(path)}
     if suffix == ".jpg":
         calls = {"a whole picture": lambda: read_pictures([path])}
+        fault = fault.replace("damaged or cut short; fetch it again", "damaged or of a format that is not read; .*PNG")
     for what, call in calls.items():
         with pytest.raises(UserError, match=rf"a\{suffix} must be {what}, {fault}$"):
             call()
@@ -496,6 +534,38 @@ def test_a_span_of_a_video(tmp_path, suffix, span, expected):
     assert numbers(read_video(path, 5, span=span)) == expected
 
 
+@pytest.mark.parametrize(
+    ("matrix", "quarters"), [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1), ((1, 0, 0, 1), 0)]
+)
+def test_a_video_is_upright(tmp_path, matrix, quarters):
+    """As phones write it: the header says how the pictures are turned (an iPhone held upright: clockwise)."""
+    path = write_video(tmp_path / "a.mp4", 1, size=(96, 64))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 44  # of the first track, which has the pictures
+    a, b, c, d = (value << 16 for value in matrix)
+    assert content[at : at + 36] == struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    (picture,) = read_video(path, 1)
+    expected = np.rot90(frame(0, (96, 64)), quarters)
+    assert np.abs(np.asarray(picture).astype(int) - expected).mean() < 2
+
+
+def test_a_long_video_is_not_held_whole(tmp_path, monkeypatch):
+    """What is wanted is known at its end; then it is decoded again where not all of it could be held."""
+    path = write_video(tmp_path / "a.mp4", 1, 25)
+    expected = {most: read_video(path, 25, most) for most in (5, 2, 30, None)}
+    converted = []
+    whole = av.VideoFrame.to_image
+    monkeypatch.setattr(media, "_HELD", 7 * 64 * 48 * 3)
+    monkeypatch.setattr(media, "_displayed", lambda frame: converted.append(1) or whole(frame))
+    for most, pictures in expected.items():
+        converted.clear()
+        found = read_video(path, 25, most)
+        assert [np.asarray(p).tolist() for p in found] == [np.asarray(p).tolist() for p in pictures]
+        assert len(converted) == 7 + len(pictures)
+
+
 def test_a_span_beyond_the_end(tmp_path):
     path = write_video(tmp_path / "a.mp4", 2)
     with pytest.raises(UserError, match=r"must have pictures from 5 to 6 s, it ends at 2\.0 s"):
@@ -598,6 +668,14 @@ def test_pictures_are_upright(tmp_path, suffix):
         assert np.abs(np.asarray(found).astype(int) - shown).mean() < 8, orientation
 
 
+def test_pictures_in_order_of_numbers(tmp_path):
+    """As ffmpeg writes them without zeros; what macOS leaves beside them is hidden."""
+    for k in (10, 9, 2, 1, 11):
+        Image.fromarray(frame(k)).save(tmp_path / f"f{k}.png")
+    (tmp_path / "._f1.png").write_bytes(b"\0\5\x16\7")
+    assert [path.name for path in extracted_frames(tmp_path)] == ["f1.png", "f2.png", "f9.png", "f10.png", "f11.png"]
+
+
 def test_pictures_with_damaged_exif_are_read_as_they_are(tmp_path):
     damaged = exif(6).replace(b"\x01\x10", b"\x01\x07")  # a tag that is a number, with a text
     Image.new("RGB", (48, 32), (200, 0, 0)).save(tmp_path / "a.jpg", exif=damaged)
@@ -605,6 +683,21 @@ def test_pictures_with_damaged_exif_are_read_as_they_are(tmp_path):
         ImageOps.exif_transpose(picture)
     (found,) = read_pictures([tmp_path / "a.jpg"])
     assert found.size == (48, 32)
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read everything
+    for find in (lambda: find_media(tmp_path, ".*", lambda name: name), lambda: find_clips(tmp_path, (".mp4",))):
+        with pytest.raises(PermissionError):
+            find()
 
 
 @pytest.mark.parametrize("target", [".", "..", "clips"])

@@ -313,16 +313,37 @@ def test_problems_are_left_out_and_listed_remarks_are_kept_and_listed(tmp_path, 
 
 
 def test_strict_refuses_and_goes_on_when_the_files_are_replaced(tmp_path, root):
-    source = write(tmp_path / "a", {2: "bad", 5: "5 quiet"})
-    with pytest.raises(UserError, match="s002") as caught:
+    source = write(tmp_path / "a", {2: "bad", 4: "4 odd", 5: "5 silent"})
+    with pytest.raises(UserError, match=r"found 2 that are not, the first s002: ") as caught:
         prepare(source, root, strict=True)
     assert "\n" not in str(caught.value)
     assert not Toy().folder(root).exists()
     for number in (2, 5):
         (source / f"s{number:03d}.txt").write_text(str(number))
     made = prepare(source, root, strict=True)
-    assert (made.decoded, made.resumed) == (2, 6)
-    assert contents(made.folder) == contents(prepare(write(tmp_path / "b"), root / "b").folder)
+    assert (made.decoded, made.resumed) == (3, 5)
+    assert made.problems.values.tolist() == [["s004", "odd", True]]
+    other = write(tmp_path / "b", {4: "4 odd"})
+    assert contents(made.folder) == contents(prepare(other, root / "b").folder)
+
+
+def test_a_source_by_another_path_goes_on_and_elsewhere_begins_anew(tmp_path, root, monkeypatch):
+    source = write(tmp_path / "a", {2: "bad"})
+    with pytest.raises(UserError, match="s002"):
+        prepare(source, root, strict=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="s002"):
+        prepare(Path("a"), root, strict=True)
+    assert calls(source) == {f"s{i:03d}": 2 if i == 2 else 1 for i in range(8)}
+    made = prepare(write(tmp_path / "b"), root, strict=True)
+    assert (made.decoded, made.resumed, made.discarded) == (8, 0, 8)
+
+
+def test_names_of_any_bytes_in_problems(tmp_path, root):
+    made = prepare(write(tmp_path / os.fsdecode(b"caf\xe9"), {2: "bad"}), root)
+    assert made.problems["problem"].tolist() == [
+        f"{tmp_path}/caf\\udce9/s002.txt must hold a number, found bad; write one"
+    ]
 
 
 @pytest.mark.parametrize(
