@@ -1,6 +1,7 @@
 """Packs: what is kept, what survives a kill, what is refused, and what the fingerprint depends on."""
 
 import csv
+import dataclasses
 import errno
 import fcntl
 import json
@@ -340,9 +341,12 @@ def test_a_source_by_another_path_goes_on_and_elsewhere_begins_anew(tmp_path, ro
 
 
 def test_names_of_any_bytes_in_problems(tmp_path, root):
-    made = prepare(write(tmp_path / os.fsdecode(b"caf\xe9"), {2: "bad"}), root)
-    assert made.problems["problem"].tolist() == [
-        f"{tmp_path}/caf\\udce9/s002.txt must hold a number, found bad; write one"
+    source, dataset = write(tmp_path / os.fsdecode(b"caf\xe9"), {2: "bad"}), Toy()
+    listing = dataset.listing(source)
+    dataset.listing = lambda source: dataclasses.replace(listing, problems=[Problem(os.fsdecode(b"\xe9"), "is odd")])
+    assert prepare(source, root, dataset).problems[["id", "problem"]].values.tolist() == [
+        ["\\udce9", "is odd"],
+        ["s002", f"{tmp_path}/caf\\udce9/s002.txt must hold a number, found bad; write one"],
     ]
 
 
