@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import os
 import platform
@@ -316,8 +317,10 @@ def _run(
 
 
 def _reset_peak_memory(device: torch.device) -> bool:
-    """Begin to measure anew; False where the system cannot."""
+    """Begin to measure anew, without the runs before; False where the system cannot."""
+    gc.collect()  # a trainer and its method refer to each other
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return True
     give_back_memory()  # of the run before

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,6 +39,18 @@ class Transform(Protocol):
         """Random numbers that augmenting one sample takes; 0 where nothing is augmented."""
 
     def __call__(self, stored: Tensor, draws: Tensor | None = None) -> Tensor: ...
+
+
+@runtime_checkable
+class Choosing(Protocol):
+    """A transform that takes a part of each sample only: ``present(choose(x, rows, draws), draws)`` is what calling it
+    with ``x[rows]`` gives, and the rest of ``x`` is neither read nor copied."""
+
+    def choose(self, values: Tensor, rows: Tensor, draws: Tensor | None) -> Tensor:
+        """What is taken, of the samples ``rows [B]`` of ``values [N, ...]``."""
+
+    def present(self, chosen: Tensor, draws: Tensor | None) -> Tensor:
+        """The float batch."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,11 @@ class Split:
 
     def stored(self, m: str, index: Tensor) -> Tensor:
         """The stored values ``[B, ...]`` of samples ``index [B]``, copied."""
-        return self.inputs[m].index_select(0, index if self.rows is None else self.rows[index])
+        return self.inputs[m].index_select(0, self.at(index))
+
+    def at(self, index: Tensor) -> Tensor:
+        """The rows ``[B]`` of ``inputs`` that hold the samples ``index [B]``."""
+        return index if self.rows is None else self.rows[index]
 
     def take(self, index: Tensor) -> Split:
         """The samples ``index``, in that order."""

@@ -66,16 +66,24 @@ class FrameTransform:
         return max(self.candidates, self.n_frames)
 
     def __call__(self, stored: Tensor, draws: Tensor | None = None) -> Tensor:
-        count = (stored[:, :, 0, 0, 0] > 0).sum(1)
+        return self.present(self.choose(stored, torch.arange(len(stored), device=stored.device), draws), draws)
+
+    def choose(self, values: Tensor, rows: Tensor, draws: Tensor | None) -> Tensor:
+        """The chosen frames ``[B, T, S, S, C]`` of the samples ``rows`` of ``values [N, K, S, S, C]``."""
+        count = (values[:, :, 0, 0, 0].index_select(0, rows) > 0).sum(1)
         index = self._choose(count, None if draws is None else draws[:, : self._picking])
-        rows = torch.arange(len(stored), device=stored.device)[:, None] * stored.shape[1] + index
-        images = stored.flatten(0, 1).index_select(0, rows.flatten()).permute(0, 3, 1, 2).float()  # [B T, C, S, S]
+        frames = rows[:, None] * values.shape[1] + index
+        return values.flatten(0, 1).index_select(0, frames.flatten()).unflatten(0, (len(rows), self.n_frames))
+
+    def present(self, chosen: Tensor, draws: Tensor | None) -> Tensor:
+        """From chosen frames to ``[B, C, T, 224, 224]``."""
+        images = chosen.flatten(0, 1).permute(0, 3, 1, 2).float()  # [B T, C, S, S]
         if draws is not None:
             images = self._crop(images, draws[:, self._picking :])
         elif images.shape[-1] != CROP:
             images = functional.interpolate(images, (CROP, CROP), mode="bilinear", antialias=True)
         images = Affine.normalise(self.mean, self.std)(images)
-        return images.unflatten(0, (len(stored), self.n_frames)).transpose(1, 2)
+        return images.unflatten(0, (len(chosen), self.n_frames)).transpose(1, 2)
 
     def _choose(self, count: Tensor, draws: Tensor | None) -> Tensor:
         """Index of the chosen candidates ``[B, T]``."""

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from balancebench_udi.data.base import Bundle, Split
+from balancebench_udi.data.base import Bundle, Choosing, Split
 from balancebench_udi.seeding import generator
 
 EVALUATION_BATCH = 512
@@ -151,9 +151,17 @@ class Loader:
         there = split.target.device
         draws = {m: table.to(there) for m, table in draws.items()}
 
+        transforms = {m: self.bundle.modalities[m].transform for m in modalities}
+
         def read(index: Tensor) -> tuple[Batch, dict[str, Tensor]]:
-            stored = {m: split.stored(m, index) for m in modalities}
-            return Batch(stored, split.target[index], index), {m: table[index] for m, table in draws.items()}
+            chosen = {m: table[index] for m, table in draws.items()}
+            stored = {}
+            for m, transform in transforms.items():
+                if isinstance(transform, Choosing):
+                    stored[m] = transform.choose(split.inputs[m], split.at(index), chosen.get(m))
+                else:
+                    stored[m] = split.stored(m, index)
+            return Batch(stored, split.target[index], index), chosen
 
         def pinned(index: Tensor) -> tuple[Batch, dict[str, Tensor]]:
             batch, chosen = read(index)
@@ -166,9 +174,10 @@ class Loader:
         rows = torch.cat(list(rows)).to(there).split([len(chunk) for chunk in rows])  # one copy an epoch
         for batch, chosen in map(read, rows) if there.type == self.device.type else ahead(pinned, rows, AHEAD):
             inputs = {}
-            for m, stored in batch.inputs.items():
+            for m, transform in transforms.items():
                 drawn = chosen[m].to(self.device, non_blocking=True) if m in chosen else None
-                inputs[m] = self.bundle.modalities[m].transform(stored.to(self.device, non_blocking=True), drawn)
+                present = transform.present if isinstance(transform, Choosing) else transform
+                inputs[m] = present(batch.inputs[m].to(self.device, non_blocking=True), drawn)
             target, index = (x.to(self.device, non_blocking=True) for x in (batch.target, batch.index))
             yield Batch(inputs, target, index)
 
@@ -236,7 +245,7 @@ def ahead(function: Callable[[T], R], values: Sequence[T], depth: int) -> Iterat
 
 
 def _place(split: Split, device: torch.device) -> Split:
-    """The split in device memory where it fits, else where it was."""
+    """The split in device memory where it fits, else where it was; another run may fill that memory meanwhile."""
     if device.type != "cuda":
         return split
     size = sum(x[:1].numel() * x.element_size() for x in split.inputs.values()) * len(split)
@@ -245,7 +254,10 @@ def _place(split: Split, device: torch.device) -> Split:
         return split
     inputs = {}
     for m, x in split.inputs.items():
-        inputs[m] = torch.empty(len(split), *x.shape[1:], dtype=x.dtype, device=device)
+        try:
+            inputs[m] = torch.empty(len(split), *x.shape[1:], dtype=x.dtype, device=device)
+        except torch.OutOfMemoryError:
+            return split
         for chunk in torch.arange(len(split)).split(_CHUNK):  # a memory map need not fit into this machine's memory
             inputs[m][chunk[0] : chunk[-1] + 1] = split.stored(m, chunk)
     return Split(inputs, split.target.to(device))

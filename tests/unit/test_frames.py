@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.stats import ks_2samp, kstest
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
@@ -323,6 +324,32 @@ def loader(batch_size=4, seed=0, n=12, same=False):
     split = Split({"video": pictures, "other": pictures, "sound": times}, torch.arange(n) % 2)
     modalities = {"video": frames, "other": frames, "sound": sound}
     return Loader(Bundle(modalities, ("a", "b"), split, split, split, "0" * 12), torch.device("cpu"), batch_size, seed)
+
+
+class Copies(TorchDispatchMode):
+    """The sizes of the uint8 tensors that are made, views aside."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.dtype == torch.uint8 and not func.is_view:
+            self.sizes.add(made.numel())
+        return made
+
+
+def test_frames_that_are_not_chosen_are_not_copied():
+    """Two of three are; a pack holds eight."""
+    batches = loader()
+    transform = batches.bundle.modalities["video"].transform
+    with Copies() as seen:
+        (first, *_) = batches.train(0, ["video"])
+    assert max(seen.sizes) == 4 * 2 * 64 * 64 * 3
+    table = batches._draws(0, ["video"])["video"]
+    stored = batches.bundle.train.stored("video", first.index)
+    assert torch.equal(first.inputs["video"], transform(stored, table[first.index]))
 
 
 def by_sample(batches, m):

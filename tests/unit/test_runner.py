@@ -1,6 +1,8 @@
 """What a record says of the cost of its run: operations against closed forms, memory against what must be held."""
 
+import gc
 import os
+import weakref
 
 import torch
 
@@ -75,6 +77,26 @@ def test_peak_memory_is_that_of_the_run_not_of_the_process(tmp_path):
     del large
     after = record_of("joint", tmp_path / "b")["cost"]["peak_memory_bytes"]
     assert during - after > 3 * 10**8
+
+
+def test_a_run_begins_without_those_before_it(tmp_path, monkeypatch):
+    """Their trainers would be counted in its peak, and on a GPU leave it less memory."""
+    alive, seen = weakref.WeakSet(), []
+
+    class Watched(runner.Trainer):
+        def __init__(self, *args):
+            seen.append(len(alive))
+            super().__init__(*args)
+            alive.add(self.strategy)
+
+    monkeypatch.setattr(runner, "Trainer", Watched)
+    gc.disable()
+    try:
+        for name in "abc":
+            record_of("joint", tmp_path / name)
+    finally:
+        gc.enable()
+    assert seen == [0, 0, 0]
 
 
 def test_a_system_that_cannot_measure_memory_says_nothing(tmp_path, monkeypatch):
