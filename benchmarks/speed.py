@@ -29,7 +29,7 @@ import registry
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.runner import describe_machine
 from benchmarks.command import Parser, choose_device, default_out, duration, folder_name, guarded, words
-from benchmarks.speed_parts import PARTS, PRECISIONS, Setting, Table
+from benchmarks.speed_parts import PARTS, PRECISIONS, Setting, Table, find_videos
 from benchmarks.speed_runs import CASES, REFERENCE, STATUS, make_case
 
 FORMAT = 1
@@ -72,11 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(given: argparse.Namespace) -> int:
     """Measure part after part and write after each."""
     left_out = {"preparing": given.clips is None, "compiled": given.quick}
-    parts = _chosen(given.parts or ",".join(p for p in PARTS if not left_out.get(p)), "--parts", "part", PARTS)
-    names = _chosen(given.cases or ("digit" if given.quick else ",".join(CASES)), "--cases", "case", CASES)
-    precisions = _chosen(
-        given.precision or ("fp32" if given.quick else ",".join(PRECISIONS)), "--precision", "precision", PRECISIONS
-    )
+    every = ",".join(part for part in PARTS if not left_out.get(part))
+    parts = _chosen(given.parts, every, "--parts", "part", PARTS)
+    names = _chosen(given.cases, "digit" if given.quick else ",".join(CASES), "--cases", "case", CASES)
+    default = "fp32" if given.quick else ",".join(PRECISIONS)
+    precisions = _chosen(given.precision, default, "--precision", "precision", PRECISIONS)
+    if "preparing" in parts:
+        find_videos(given.clips or Path("no folder"))
     wanted = registry.methods.match([REFERENCE, *words(given.methods, "--methods")])
     if given.name is not None:
         folder_name(given.name)
@@ -87,7 +89,8 @@ def run(given: argparse.Namespace) -> int:
     cases = [make_case(name, device, given.frames, given.quick, **lengths) for name in names]
     methods = {name: registry.methods.get(name) for name in wanted}
     setting = Setting(device, methods, precisions, cases, given.quick, clips=given.clips)
-    label = given.name or re.sub(r"[^a-z0-9]+", "-", describe_machine(device)["device"].lower()).strip("-")
+    label = re.sub(r"[^a-z0-9]+", "-", describe_machine(device)["device"].lower()).strip("-") + "-quick" * given.quick
+    label = label if given.name is None else given.name
     folder = (given.out if given.out is not None else default_out()) / "speed" / label
     report = read_report(folder / "speed.json")
     writable(folder)
@@ -183,8 +186,8 @@ def part_markdown(name: str, part: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _chosen(text: str, flag: str, kind: str, known: Mapping[str, Any]) -> list[str]:
-    chosen = words(text, flag)
+def _chosen(text: str | None, default: str, flag: str, kind: str, known: Mapping[str, Any]) -> list[str]:
+    chosen = words(default if text is None else text, flag)
     for word in chosen:
         if word not in known:
             raise UserError(f"{flag}: there is no {kind} called {word!r}{near_misses(word, known)}")

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from scipy.io import wavfile
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -26,6 +28,8 @@ from tqdm import tqdm
 import registry
 from balancebench_udi.data.base import Affine, Bundle, Dataset, Modality, Split, Transform, fingerprint
 from balancebench_udi.data.frames import FrameTransform
+from balancebench_udi.data.manifest import Manifest
+from balancebench_udi.data.pack import prepare
 from balancebench_udi.errors import UserError
 from balancebench_udi.nets.model import build_model
 from balancebench_udi.protocol import Protocol, RunOptions
@@ -190,6 +194,28 @@ def make_case(name: str, device: torch.device, frames: int = 1, quick: bool = Fa
     if quick:
         case = replace(case, batch=8, steps=2, rounds=1)
     return replace(case, **lengths)  # type: ignore[arg-type]
+
+
+def pack_of_clips(root: Path, parts: Mapping[str, int], frames: int) -> None:
+    """Prepare noise as a user's own clips, sound in wav and ``frames`` pictures each, below the data root ``root``."""
+    stream, source = np.random.default_rng(0), root / "peer"
+    lines = ["label,split,sound,pictures"]
+    for part, count in parts.items():
+        for i in range(count):
+            name = f"{part}{i}"
+            (source / name).mkdir(parents=True)
+            wavfile.write(source / f"{name}.wav", 22050, stream.integers(-9999, 9999, 66150, dtype=np.int16))
+            for frame in range(frames):
+                pixels = stream.integers(0, 256, (90, 120, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(source / name / f"{frame}.png")
+            lines.append(f"{i % 6},{part},{name}.wav,{name}")
+    (source / "clips.csv").write_text("\n".join(lines) + "\n")
+    (source / "manifest.yaml").write_text(
+        "csv: clips.csv\nmodalities:\n  audio: {kind: audio, column: sound}\n"
+        f"  visual: {{kind: video, column: pictures, candidates: {frames}, n_frames: {frames}}}\n"
+    )
+    dataset = Manifest().for_source(source)
+    prepare(dataset, source, root, torch.get_num_threads(), quiet=True)
 
 
 # -- one run -----------------------------------------------------------------------------------------------------------
@@ -537,8 +563,8 @@ def compete(
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    """Median and quartiles; of fewer than four values their extremes."""
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75) if len(values) > 3 else (0, 0.5, 1)).tolist()
     return {"median": middle, "q1": low, "q3": high, "n": len(values)}
 
 

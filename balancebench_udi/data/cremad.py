@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from balancebench_udi.config import option
@@ -144,6 +143,8 @@ def _columns(folder: Path) -> dict[str, dict[str, str]]:
                     "for lists of your own, put them in lists/ and set split=own"
                 )
         train = list(lists["train"])
+        from sklearn.model_selection import train_test_split  # here: its import takes a second
+
         _, held = train_test_split(train, test_size=HELD_OUT, stratify=list(lists["train"].values()), random_state=0)
         for part, clips in lists.items():
             for name in clips:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from balancebench_udi.config import Options, option
@@ -301,6 +300,8 @@ def _shape(path: Path) -> tuple[int, ...] | None:
 
 def _standardisation(values: Tensor, rows: Tensor, steps: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Scale and shift of each feature that make mean 0 and standard deviation 1 of the rows of ``values``."""
+    from sklearn.preprocessing import StandardScaler  # here: its import takes a second
+
     scaler = StandardScaler()
     for chunk in rows.split(max(1, _CHUNK // values[0].nbytes)):
         found = values[chunk].double().numpy()

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torchaudio
 from PIL import Image, ImageOps, UnidentifiedImageError
-from scipy.signal import spectrogram as periodogram
 from torch import Tensor
 from torch.nn import functional
 
@@ -268,7 +267,9 @@ def _log_power(length: int) -> Callable[[Tensor], Tensor]:
     """The logarithm of scipy's spectrogram (512 long, 353 overlapping), standardised for each clip."""
 
     def make(wave: Tensor) -> Tensor:
-        _, _, power = periodogram(_tile(wave, length).numpy(), nperseg=512, noverlap=353)
+        from scipy.signal import spectrogram  # here: its import takes a second, and prepared data do without
+
+        _, _, power = spectrogram(_tile(wave, length).numpy(), nperseg=512, noverlap=353)
         bins = torch.log(torch.from_numpy(power).to(torch.float32) + 1e-7)
         return (bins - bins.mean()) / (bins.std(correction=0) + 1e-9)
 

@@ -6,8 +6,6 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.utils import murmurhash3_32
 
 from balancebench_udi.errors import UserError
 
@@ -45,6 +43,8 @@ def tokens(text: str, length: int = LENGTH, vocabulary: int = VOCABULARY) -> np.
     """
     if length < 1 or vocabulary < 2:
         raise UserError(f"tokens need length >= 1 and vocabulary >= 2, found {length} and {vocabulary}; raise them")
+    from sklearn.utils import murmurhash3_32  # here: its import takes a second, and prepared texts do without
+
     ids = np.zeros(length, dtype=np.int32)
     for i, word in enumerate(words(text)[:length]):
         ids[i] = murmurhash3_32(word, positive=True) % (vocabulary - 1) + 1
@@ -53,4 +53,6 @@ def tokens(text: str, length: int = LENGTH, vocabulary: int = VOCABULARY) -> np.
 
 @functools.cache
 def _analyzer() -> Callable[[str], list[str]]:
+    from sklearn.feature_extraction.text import CountVectorizer
+
     return CountVectorizer().build_analyzer()
