@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import registry
 from balancebench_udi.config import Options
@@ -143,6 +144,22 @@ def train(
 
 class Enough(KeyboardInterrupt):
     """Ends a run from inside, as Ctrl-C would."""
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations that would wait for a GPU: values that Python asks for, shapes that depend on values."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "aten.equal.", "bincount")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        masks = args[1] if str(func).startswith("aten.index") and isinstance(args[1], list | tuple) else ()
+        if any(name in str(func) for name in self.NAMES) or any(x is not None and x.dtype == torch.bool for x in masks):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def run_steps(

@@ -25,6 +25,7 @@ from balancebench_udi.data.frames import (
 from balancebench_udi.data.loader import Loader, View
 from balancebench_udi.data.media import as_candidates
 from balancebench_udi.seeding import generator
+from tests.helpers import Waits
 
 MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in IMAGENET)
 
@@ -315,8 +316,8 @@ def test_mirrored_flow_goes_the_other_way():
 # what an augmentation depends on
 
 
-def loader(batch_size=4, seed=0, n=12, same=False):
-    transform = FrameTransform(2, 3, same_crop=same)
+def loader(batch_size=4, seed=0, n=12, same=False, pick="random"):
+    transform = FrameTransform(2, 3, pick, same)
     frames = Modality("frames", (3, 2, CROP, CROP), "resnet18", transform)
     sound = Modality("spectrogram", (1, 3, 16), "resnet18", TimeCrop(16))
     pictures = ramps(n, 3, 64)
@@ -350,6 +351,16 @@ def test_frames_that_are_not_chosen_are_not_copied():
     table = batches._draws(0, ["video"])["video"]
     stored = batches.bundle.train.stored("video", first.index)
     assert torch.equal(first.inputs["video"], transform(stored, table[first.index]))
+
+
+@pytest.mark.parametrize("pick", PICKS)
+@pytest.mark.parametrize("same", [True, False])
+def test_no_batch_would_wait_for_a_gpu(pick, same):
+    batches = loader(same=same, pick=pick)
+    with Waits() as waits:
+        made = [*batches.train(1, ["video", "sound"]), *batches.ordered("val", ["video", "sound"])]
+    assert len(made) == 4
+    assert waits.seen == []
 
 
 def by_sample(batches, m):

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import registry
 from balancebench_udi.data.loader import Batch
 from balancebench_udi.replay import FIRST, Logs, Recording, Steps
-from tests.helpers import make_trainer, run_steps, tiny_bundle
+from tests.helpers import Waits, make_trainer, run_steps, tiny_bundle
 
 Joint = registry.methods.get("joint")
 
@@ -117,6 +117,30 @@ def test_a_key_changes_with_the_window(method, options, keys):
     for trainer.task.epoch in range(8):
         seen.add(trainer.strategy.replay_key())
     assert len(seen) == keys
+
+
+@pytest.mark.parametrize("method", registry.methods.names())
+def test_no_step_would_wait_for_a_gpu(method):
+    """What tests/gpu asks of the driver, as far as the operations tell it on a CPU."""
+    trainer, waits = make_trainer(tiny_bundle(2, "image"), method), Waits()
+    step = trainer.strategy.step
+
+    def watched(batch):
+        with waits:
+            return step(batch)
+
+    trainer.strategy.step = watched
+    run_steps(trainer, 3)
+    assert waits.seen == []
+
+
+@pytest.mark.parametrize(
+    "plant", [lambda x: float(x.sum()), lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: bool(x[0] > 0)]
+)
+def test_waits_are_seen(plant):
+    with Waits() as waits:
+        plant(torch.ones(3))
+    assert len(waits.seen) == 1
 
 
 class Operations(TorchDispatchMode):
