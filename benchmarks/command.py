@@ -25,7 +25,8 @@ LONGEST_SHOWN = 200
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Of mallopt, in glibc's malloc.h."""
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-"""Read by torch at its first large tensor: such tensors then begin where a large page does, and ask for such pages."""
+"""Read by torch at its first tensor: large ones then begin where a large page does, and ask for such pages."""
+os.environ.setdefault(LARGE_PAGES, "1")  # here: a module may make a tensor when it is imported
 
 
 class Parser(argparse.ArgumentParser):
@@ -143,10 +144,7 @@ def manage_memory(spare: bool) -> bool:
     wanted = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}  # -1: never
     if spare:  # 65536 and 64 MB are what glibc has, or comes to, by itself; they would not be the same once one is set
         wanted = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 2**21, M_TRIM_THRESHOLD: 2**26}
-    if mallopt is None or not all(mallopt(which, value) for which, value in wanted.items()):
-        return False
-    os.environ[LARGE_PAGES] = "1"
-    return True
+    return mallopt is not None and all(mallopt(which, value) for which, value in wanted.items())
 
 
 def manage_memory_for(precision: str, device: torch.device, spare: bool | None = None) -> bool:

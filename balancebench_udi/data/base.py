@@ -12,8 +12,9 @@ import csv
 import functools
 import hashlib
 import json
+import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -91,11 +92,13 @@ class Split:
         target: ``[N]`` int64.
         rows: ``[N]`` int64, the row of ``inputs`` that holds each sample; None where sample i lies in row i. So splits
             share one memory-mapped array.
+        maps: the files behind ``inputs``, of which nothing is ever written.
     """
 
     inputs: Mapping[str, Tensor]
     target: Tensor
     rows: Tensor | None = None
+    maps: Sequence[mmap.mmap] = ()
 
     def __post_init__(self) -> None:
         n = len(self.target if self.rows is None else self.rows)
@@ -118,10 +121,15 @@ class Split:
         """The rows ``[B]`` of ``inputs`` that hold the samples ``index [B]``."""
         return index if self.rows is None else self.rows[index]
 
+    def let_go(self) -> None:
+        """Let what was read of mapped files go from this process's memory; the system keeps it for the next time."""
+        for file in self.maps if hasattr(mmap, "MADV_DONTNEED") else ():
+            file.madvise(mmap.MADV_DONTNEED)
+
     def take(self, index: Tensor) -> Split:
         """The samples ``index``, in that order."""
         if self.rows is not None:
-            return Split(self.inputs, self.target[index], self.rows[index])
+            return Split(self.inputs, self.target[index], self.rows[index], self.maps)
         return Split({m: values[index] for m, values in self.inputs.items()}, self.target[index])
 
 

@@ -23,6 +23,8 @@ RESIDENT_SHARE = 0.5
 """On a GPU a split stays in device memory where it takes at most this share of what is free."""
 AHEAD = 2
 """Batches that are read ahead for a GPU from a split that does not fit."""
+READ = 2**23
+"""Bytes that are read of a memory map before they are let go: the pages in use stay few, whatever the data's size."""
 _CHUNK = 1024  # samples copied to a GPU at once
 
 
@@ -75,6 +77,7 @@ class Loader:
         self.seed = seed
         self.splits = {name: _place(bundle.split(name), device) for name in ("train", "val", "test")}
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._read = 0
 
     def size(self, split: str) -> int:
         return len(self.splits[split])
@@ -161,6 +164,10 @@ class Loader:
                     stored[m] = transform.choose(split.inputs[m], split.at(index), chosen.get(m))
                 else:
                     stored[m] = split.stored(m, index)
+            self._read += sum(x.nbytes for x in stored.values())
+            if self._read > READ:
+                split.let_go()
+                self._read = 0
             return Batch(stored, split.target[index], index), chosen
 
         def pinned(index: Tensor) -> tuple[Batch, dict[str, Tensor]]:
@@ -171,15 +178,22 @@ class Loader:
                 {m: x.pin_memory() for m, x in chosen.items()},
             )
 
-        rows = torch.cat(list(rows)).to(there).split([len(chunk) for chunk in rows])  # one copy an epoch
-        for batch, chosen in map(read, rows) if there.type == self.device.type else ahead(pinned, rows, AHEAD):
+        def present(batch: Batch, chosen: Mapping[str, Tensor]) -> Batch:
             inputs = {}
             for m, transform in transforms.items():
                 drawn = chosen[m].to(self.device, non_blocking=True) if m in chosen else None
-                present = transform.present if isinstance(transform, Choosing) else transform
-                inputs[m] = present(batch.inputs[m].to(self.device, non_blocking=True), drawn)
+                last = transform.present if isinstance(transform, Choosing) else transform
+                inputs[m] = last(batch.inputs[m].to(self.device, non_blocking=True), drawn)
             target, index = (x.to(self.device, non_blocking=True) for x in (batch.target, batch.index))
-            yield Batch(inputs, target, index)
+            return Batch(inputs, target, index)
+
+        rows = torch.cat(list(rows)).to(there).split([len(chunk) for chunk in rows])  # one copy an epoch
+        if there.type == self.device.type:
+            for index in rows:
+                yield present(*read(index))  # by no name: what is stored must not wait beside the step
+        else:
+            for parts in ahead(pinned, rows, AHEAD):
+                yield present(*parts)
 
 
 def beside(batches: Iterator[Batch], stream: torch.cuda.Stream) -> Iterator[Batch]:
@@ -260,4 +274,5 @@ def _place(split: Split, device: torch.device) -> Split:
             return split
         for chunk in torch.arange(len(split)).split(_CHUNK):  # a memory map need not fit into this machine's memory
             inputs[m][chunk[0] : chunk[-1] + 1] = split.stored(m, chunk)
+            split.let_go()
     return Split(inputs, split.target.to(device))

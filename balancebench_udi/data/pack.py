@@ -24,6 +24,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import mmap
 import os
 import shlex
 import shutil
@@ -212,7 +213,7 @@ class Packed(Dataset):
             train = parts["train"]
             kept, held = stratified_holdout(pack.target[train], self.options.val_share, self.options.val_seed)
             parts |= {"train": train[kept], "val": train[held]}
-        splits = {name: Split(pack.inputs, pack.target[parts[name]], parts[name]) for name in _PARTS}
+        splits = {name: Split(pack.inputs, pack.target[parts[name]], parts[name], pack.maps) for name in _PARTS}
         return Bundle(
             modalities=self.modalities(pack),
             classes=tuple(pack.manifest["classes"]),
@@ -234,13 +235,14 @@ class Packed(Dataset):
 
 @dataclass(frozen=True)
 class Pack:
-    """An open pack: ``inputs {m: [N, ...]}`` memory-mapped, ``target [N]``, ``index`` and ``manifest``."""
+    """An open pack: ``inputs {m: [N, ...]}`` memory-mapped by ``maps``, ``target [N]``, ``index`` and ``manifest``."""
 
     folder: Path
     manifest: Mapping[str, Any]
     index: pd.DataFrame
     inputs: Mapping[str, Tensor]
     target: Tensor
+    maps: Sequence[mmap.mmap] = ()
 
     @classmethod
     def open(cls, folder: Path, dataset: Packed) -> Pack:
@@ -268,12 +270,13 @@ class Pack:
                 )
         try:
             # copy-on-write: nothing is ever written, and torch asks for writable memory
-            inputs = {m: torch.from_numpy(np.load(folder / f"{m}.npy", mmap_mode="c")) for m in dataset.stored()}
+            arrays = {m: np.load(folder / f"{m}.npy", mmap_mode="c") for m in dataset.stored()}
             target = torch.from_numpy(np.load(folder / LABEL))
             index = pd.read_csv(folder / INDEX, dtype=str, keep_default_na=False)
         except (OSError, ValueError, pd.errors.ParserError):
             raise UserError(f"{folder} must hold a whole pack, it does not; remove it and prepare again") from None
-        return cls(folder, manifest, index, inputs, target)
+        inputs = {m: torch.from_numpy(array) for m, array in arrays.items()}
+        return cls(folder, manifest, index, inputs, target, [array.base for array in arrays.values()])
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
