@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
 import sys
 
 import pandas as pd
@@ -14,7 +16,7 @@ from calls import ROOT, command, content, records, shas
 import registry
 from balancebench_udi import Strategy
 from balancebench_udi.catalogue import Catalogue
-from benchmarks.command import manage_memory_for
+from benchmarks.command import LARGE_PAGES, manage_memory_for
 from benchmarks.run import PROTOCOLS
 
 ON = ("--dataset", "digits", "--protocol", "quick", "--device", "cpu", "--epochs", "2")
@@ -147,6 +149,20 @@ def test_memory_is_spared_in_fp32_and_where_asked_and_else_kept(cli, monkeypatch
     monkeypatch.setattr("benchmarks.command.manage_memory", lambda spare: not calls.append(spare))
     assert cli(*SWEEP, "--precision", precision, "--dry-run", *words).code == 0
     assert calls == [spares]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such pages")
+def test_large_tensors_begin_at_large_pages_whatever_was_imported():
+    """torch asks for it once, at its first tensor; what reads sound makes one when it is imported."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import benchmarks.run, registry, torch\n"
+        "for name in registry.datasets.names(): registry.datasets.get(name)\n"
+        "print([torch.ones(2**22).data_ptr() % 2**21 for _ in range(3)])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != LARGE_PAGES}
+    told = subprocess.run([sys.executable, "-c", code, str(ROOT)], env=environment, capture_output=True, check=True)
+    assert told.stdout.decode().strip() == "[0, 0, 0]"
 
 
 def test_on_a_gpu_memory_is_managed_only_where_asked(monkeypatch):

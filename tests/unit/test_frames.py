@@ -1,5 +1,6 @@
 """Frames: which are chosen, and that crops follow torchvision's law, in their boxes and in the pictures they give."""
 
+import gc
 import math
 
 import numpy as np
@@ -351,6 +352,13 @@ def test_frames_that_are_not_chosen_are_not_copied():
     table = batches._draws(0, ["video"])["video"]
     stored = batches.bundle.train.stored("video", first.index)
     assert torch.equal(first.inputs["video"], transform(stored, table[first.index]))
+
+
+def test_what_is_stored_does_not_wait_beside_the_step():
+    batches = loader().train(0, ["video"])
+    next(batches)
+    alive = [x for x in gc.get_objects() if isinstance(x, torch.Tensor) and x.dtype == torch.uint8]
+    assert {tuple(x.shape) for x in alive if x.shape[2:] == (64, 64, 3)} == {(12, 3, 64, 64, 3)}  # the split itself
 
 
 @pytest.mark.parametrize("pick", PICKS)

@@ -2,9 +2,12 @@
 
 import contextlib
 import dataclasses
+import re
 import threading
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -316,6 +319,37 @@ def test_a_mapped_split_gives_the_batches_of_one_of_its_own():
     taken, expected = (made.bundle.train.take(torch.tensor([4, 0, 4])) for made in (other, one))
     assert torch.equal(taken.stored("audio", torch.arange(3)), expected.stored("audio", torch.arange(3)))
     assert torch.equal(taken.target, expected.target)
+
+
+def test_what_was_read_of_a_map_is_let_go(tmp_path):
+    """It stays in the system's memory; this process's does not grow with the data."""
+    if not STATUS.exists():
+        pytest.skip("/proc/self/status tells what is mapped, on Linux")
+    np.save(tmp_path / "a.npy", np.arange(256 * 2**18, dtype=np.int16).reshape(256, 2**18))  # 134 MB
+    array = np.load(tmp_path / "a.npy", mmap_mode="c")
+    expected = array[:, -1].copy()
+    target = torch.arange(256) % 2
+    vector = {"a": Modality("vector", (2**18,), "mlp")}
+    found = {}
+    for maps in ([array.base], []):
+        split = Split({"a": torch.from_numpy(array)}, target, maps=maps)
+        made = Loader(Bundle(vector, ("0", "1"), split, split, split, "0" * 12), CPU, 4, 0)
+        split = dataclasses.replace(split, maps=[array.base])
+        split.let_go()
+        before = mapped_bytes()
+        for epoch in range(2):
+            for batch in made.train(epoch, ["a"]):
+                assert batch.inputs["a"][:, -1].tolist() == expected[batch.index].tolist()
+        found[bool(maps)] = mapped_bytes() - before
+    assert found[True] < 40e6
+    assert found[False] > 100e6
+
+
+STATUS = Path("/proc/self/status")
+
+
+def mapped_bytes():
+    return 1024 * int(re.search(r"^RssFile:\s+(\d+)", STATUS.read_text(), re.MULTILINE)[1])
 
 
 def test_rows_are_checked():
