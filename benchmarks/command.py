@@ -25,7 +25,7 @@ LONGEST_SHOWN = 200
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Of mallopt, in glibc's malloc.h."""
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-"""Read by torch at its first tensor: large ones then begin where a large page does, and ask for such pages."""
+"""Read by torch at its first tensor: large ones then begin at a page and ask for large pages."""
 os.environ.setdefault(LARGE_PAGES, "1")  # here: a module may make a tensor when it is imported
 
 

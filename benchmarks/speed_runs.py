@@ -114,16 +114,14 @@ class Case:
         """The data; the same at every call."""
         modalities = {m: Modality(x.kind, x.shape, x.encoder, x.transform) for m, x in self.inputs.items()}
         target = torch.arange(self.samples + HELD_OUT) % self.classes
-        stored = {m: self._stored(m) for m in self.inputs}
-        maps = [array.base for array in stored.values() if isinstance(array, np.memmap)]
-        train = Split({m: torch.as_tensor(x) for m, x in stored.items()}, target[: self.samples], maps=maps)
+        train = Split({m: self._stored(m) for m in self.inputs}, target[: self.samples])
         held = {m: _draw(x, HELD_OUT, "held", m) for m, x in self.inputs.items()}
         rest = Split(held, target[-HELD_OUT:])
         names = tuple(map(str, range(self.classes)))
         key = fingerprint({"case": self.name, "samples": self.samples, "classes": self.classes})
         return Bundle(modalities, names, train, rest, rest, key, {"generated": True})
 
-    def _stored(self, m: str) -> Tensor | np.memmap:
+    def _stored(self, m: str) -> Tensor:
         x, rows = self.inputs[m], 1024
         if self.folder is None:
             return _draw(x, self.samples, m)
@@ -132,7 +130,7 @@ class Case:
         mapped = np.memmap(path, x.stored, "r+" if written else "w+", shape=shape)
         for start in range(0, 0 if written else self.samples, rows):
             mapped[start : start + rows] = _draw(x, min(rows, self.samples - start), m, start).numpy()
-        return mapped
+        return torch.from_numpy(mapped)
 
     def jobs(self, methods: Mapping[str, type[Strategy]], precision: str) -> dict[str, Job]:
         """One run a method, through the runner's own plan.

@@ -24,7 +24,8 @@ RESIDENT_SHARE = 0.5
 AHEAD = 2
 """Batches that are read ahead for a GPU from a split that does not fit."""
 READ = 2**23
-"""Bytes that are read of a memory map before they are let go: the pages in use stay few, whatever the data's size."""
+"""Bytes that are read of a memory map before they are let go: of samples larger than a page few stay in use, whatever
+the data's size; of small ones the system maps their neighbours, too."""
 _CHUNK = 1024  # samples copied to a GPU at once
 
 

@@ -566,7 +566,7 @@ def test_memory_does_not_grow_with_mapped_data(tmp_path):
     assert max(peak["own"] for peak in peaks.values()) < 1.4e9
     assert cases[640].stored_bytes > 100e6
     assert abs(peaks[640]["own"] - peaks[160]["own"]) < 30e6
-    assert abs(peaks[640]["mapped"] - peaks[160]["mapped"]) < 50e6  # all of it was read, and let go
+    assert peaks[640]["mapped"] - peaks[160]["mapped"] > 80e6  # all of it was read
 
 
 def test_a_call_in_another_process_that_breaks_is_named():
