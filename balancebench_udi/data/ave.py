@@ -8,8 +8,8 @@ from pathlib import Path
 
 from balancebench_udi.config import option
 from balancebench_udi.data.clips import CLIP_PREPARED, ClipOptions, Clips, audio_option
-from balancebench_udi.data.media import WHOLE, Span
 from balancebench_udi.data.pack import Item, Listing, Problem
+from balancebench_udi.data.sound import WHOLE, Span
 from balancebench_udi.data.youtube import find_media
 from balancebench_udi.errors import UserError
 

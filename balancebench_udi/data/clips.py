@@ -14,17 +14,8 @@ import numpy as np
 from balancebench_udi.config import Options, option
 from balancebench_udi.data.base import Affine, Modality
 from balancebench_udi.data.frames import CROP, PICKS, FrameTransform, TimeCrop
-from balancebench_udi.data.media import (
-    SILENCE,
-    SPECTROGRAMS,
-    WHOLE,
-    Span,
-    as_candidates,
-    read_pictures,
-    read_sound,
-    read_video,
-)
 from balancebench_udi.data.pack import SILENT, Item, Pack, Packed, Stored
+from balancebench_udi.data.sound import SILENCE, SPECTROGRAMS, WHOLE, Span
 from balancebench_udi.errors import UserError
 
 
@@ -124,6 +115,13 @@ class Clips(Packed):
 
     def decode(self, item: Item) -> tuple[Mapping[str, np.ndarray], Sequence[str]]:
         """Sound to a spectrogram, pictures to candidates."""
+        from balancebench_udi.data.media import (  # here: packs do without
+            as_candidates,
+            read_pictures,
+            read_sound,
+            read_video,
+        )
+
         o = self.options
         detail: Any = item.detail
         span = Span(*detail["span"])

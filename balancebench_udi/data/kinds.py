@@ -17,8 +17,8 @@ from balancebench_udi.config import Options, option
 from balancebench_udi.data.base import Affine, Modality
 from balancebench_udi.data.clips import PICTURES, extracted_frames
 from balancebench_udi.data.frames import CROP, PICKS, FrameTransform, TimeCrop
-from balancebench_udi.data.media import SILENCE, SPECTROGRAMS, as_candidates, read_pictures, read_sound, read_video
 from balancebench_udi.data.pack import SILENT, Stored
+from balancebench_udi.data.sound import SILENCE, SPECTROGRAMS
 from balancebench_udi.data.text import LENGTH, VOCABULARY, tokens
 from balancebench_udi.errors import UserError
 
@@ -110,6 +110,8 @@ class Audio(Kind):
 
     def decode(self, content: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
         """Sound to a spectrogram; silence is remarked on."""
+        from balancebench_udi.data.media import read_sound  # here: prepared data do without
+
         samples, rate = read_sound(content[0])
         remarks = [SILENT] if float(samples.abs().max()) < SILENCE else []
         return SPECTROGRAMS[self.preset](samples, rate).numpy().astype(np.float16), remarks
@@ -142,6 +144,12 @@ class Video(Kind):
 
     def decode(self, content: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
         """Pictures to candidates."""
+        from balancebench_udi.data.media import (  # here: prepared data do without
+            as_candidates,
+            read_pictures,
+            read_video,
+        )
+
         if content[0].suffix.lower() in PICTURES:
             pictures = read_pictures(content, self.candidates)
         else:
@@ -169,6 +177,8 @@ class Image(Kind):
 
     def decode(self, content: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
         """The picture squeezed to a square."""
+        from balancebench_udi.data.media import as_candidates, read_pictures  # here: prepared data do without
+
         return as_candidates(read_pictures(content), 1, self.stored_size), []
 
     def modality(self, options: ManifestOptions, values: Tensor, train: Tensor) -> Modality:

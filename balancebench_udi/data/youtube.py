@@ -9,13 +9,11 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import av
 import numpy as np
 
 from balancebench_udi.data.clips import PICTURES, SOUND, VIDEO, Clip, Clips, extracted_frames, walk
-from balancebench_udi.data.media import WHOLE, Span
 from balancebench_udi.data.pack import Item, Problem
-from balancebench_udi.data.whole import open_media
+from balancebench_udi.data.sound import WHOLE, Span
 from balancebench_udi.errors import UserError
 
 LONGEST = 15.0
@@ -160,6 +158,10 @@ class CutClips(Clips):
 
 def _duration(path: Path) -> float:
     """Seconds that a file says it lasts; 0 where it does not, or cannot be read."""
+    import av  # here: prepared data do without
+
+    from balancebench_udi.data.whole import open_media
+
     try:
         with open_media(path) as container:
             return (container.duration or 0) / av.time_base

@@ -16,8 +16,9 @@ from balancebench_udi.data import cremad
 from balancebench_udi.data.cremad import CLASSES, CREMAD, FOLDS, CREMADOptions, fold_of_actors, read_list
 from balancebench_udi.data.frames import IMAGENET
 from balancebench_udi.data.loader import Loader
-from balancebench_udi.data.media import SPECTROGRAMS, read_sound
+from balancebench_udi.data.media import read_sound
 from balancebench_udi.data.pack import prepare
+from balancebench_udi.data.sound import SPECTROGRAMS
 from balancebench_udi.errors import UserError
 from tests.helpers import train
 from tests.media import tone, write_video, write_wav

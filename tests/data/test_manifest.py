@@ -21,8 +21,9 @@ from balancebench_udi.data import kinds as module
 from balancebench_udi.data.kinds import KINDS, ManifestOptions
 from balancebench_udi.data.loader import Loader
 from balancebench_udi.data.manifest import Manifest, hold_out, read_source
-from balancebench_udi.data.media import SPECTROGRAMS, as_candidates, read_pictures, read_sound, read_video
+from balancebench_udi.data.media import as_candidates, read_pictures, read_sound, read_video
 from balancebench_udi.data.pack import prepare
+from balancebench_udi.data.sound import SPECTROGRAMS
 from balancebench_udi.data.text import VOCABULARY, tokens
 from balancebench_udi.errors import UserError
 from benchmarks.prepare import main as prepare_main
@@ -922,7 +923,7 @@ def test_a_text_of_any_length(tmp_path):
 
 def test_reading_a_source_reads_no_media(everything, monkeypatch):
     for name in ("read_sound", "read_video", "read_pictures"):
-        monkeypatch.setattr(module, name, lambda *_: pytest.fail("read"))
+        monkeypatch.setattr(f"balancebench_udi.data.media.{name}", lambda *_: pytest.fail("read"))
     source = read_source(everything / "manifest.yaml")
     assert Counter(i.label for i in source.listing.items) == {"9": 4, "10": 4}
 

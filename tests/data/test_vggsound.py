@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from balancebench_udi.data.loader import Loader
-from balancebench_udi.data.media import SPECTROGRAMS
 from balancebench_udi.data.pack import prepare
+from balancebench_udi.data.sound import SPECTROGRAMS
 from balancebench_udi.data.vggsound import CLASSES, SIZES, VGGSound, read_list
 from balancebench_udi.errors import UserError
 from tests.media import cut, tone, write_video, write_wav

@@ -17,14 +17,12 @@ from scipy.signal import resample_poly
 from balancebench_udi.data import media
 from balancebench_udi.data.clips import extracted_frames, find_clips
 from balancebench_udi.data.media import (
-    SILENCE,
-    SPECTROGRAMS,
-    Span,
     as_candidates,
     read_pictures,
     read_sound,
     read_video,
 )
+from balancebench_udi.data.sound import SILENCE, SPECTROGRAMS, Span
 from balancebench_udi.data.youtube import find_media
 from balancebench_udi.errors import UserError
 from tests.media import CODECS, brightness, cut, frame, tone, write_sound, write_video, write_wav
