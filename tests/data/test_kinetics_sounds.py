@@ -373,7 +373,7 @@ def test_a_clip_of_no_list_may_be_there_twice(tmp_path):
     assert packed(tmp_path, tmp_path, split="own").manifest["samples"] == 3
 
 
-@pytest.mark.parametrize("elsewhere", ["train", "sub/train", "z"])
+@pytest.mark.parametrize("elsewhere", ["clips", "sub/train", "z"])
 def test_what_replaces_damaged_clips_goes_before_them(tmp_path, elsewhere):
     """The folder of CVDF's copy of Kinetics."""
     own(tmp_path, train=[7, 38], test=[69])
