@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,79 +61,6 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def widened(conv: nn.Conv2d, x: Tensor, channels: int = 4) -> Tensor:
-    """``conv(x)`` of ``x [B, C, H, W]``, with channels of zeros beside C up to ``channels``: the same up to rounding.
-
-    On a GPU a convolution of a single channel turns layouts back and forth: with four, the passes of a ResNet-18 take
-    8 % less time (bf16, H100).
-    """
-    more = channels - x.shape[1]
-    x, weight = (functional.pad(t.permute(0, 2, 3, 1), (0, more)).permute(0, 3, 1, 2) for t in (x, conv.weight))
-    return functional.conv2d(x, weight, conv.bias, conv.stride, conv.padding)
-
-
-class _Stem(torch.autograd.Function):
-    """Batch norm of the batch, max pooling and ReLU in one; backward computes the first two again from the input.
-
-    It is the arithmetic of the three modules, bit for bit, and of a quarter of the ReLU, which comes before the pooling
-    in the modules. It keeps one result where they keep three, in fp32 a fifth of what a ResNet-18 on 224 x 224 keeps
-    for its backward pass.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, pool: Sequence[Sequence[int]]
-    ) -> Tensor:
-        state = (norm.running_mean, norm.running_var, True, norm.momentum, norm.eps)
-        y, mean, inverse_std = torch.ops.aten.native_batch_norm(x, weight, bias, *state)
-        ctx.save_for_backward(x, weight, bias, mean, inverse_std)
-        ctx.eps, ctx.pool = norm.eps, pool
-        return torch.ops.aten.max_pool2d_with_indices(y, *pool)[0].relu_()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, inverse_std = ctx.saved_tensors
-        y = torch.ops.aten.native_batch_norm(x, weight, bias, None, None, True, 0.0, ctx.eps)[0]
-        pooled, index = torch.ops.aten.max_pool2d_with_indices(y, *ctx.pool)
-        g = torch.ops.aten.threshold_backward(gradients[0], pooled, 0)
-        g = torch.ops.aten.max_pool2d_with_indices_backward(g, y, *ctx.pool, [1, 1], False, index)
-        del y, index, pooled
-        batch = (None, None, mean, inverse_std, True, ctx.eps, [True, True, True])
-        return *torch.ops.aten.native_batch_norm_backward(g, x, weight, *batch), None, None
-
-
-class _FixedNorm(torch.autograd.Function):
-    """Batch norm by the running statistics, on a GPU: torch's own values and gradients, up to rounding.
-
-    The backward pass of torch's own lets go of channels_last, which the convolution before it then makes again.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-        state = (norm.running_mean, norm.running_var, False, 0.0, norm.eps)
-        y, mean, inverse_std = torch.ops.aten.native_batch_norm(x, weight, bias, *state)
-        ctx.save_for_backward(x, weight, mean, inverse_std)
-        ctx.eps = norm.eps
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, inverse_std = ctx.saved_tensors
-        g = _channels_last(gradients[0])
-        fixed = (None, None, mean, inverse_std, False, ctx.eps, [False, *ctx.needs_input_grad[1:3]])
-        _, *of_norm = torch.ops.aten.native_batch_norm_backward(g, x, weight, *fixed)
-        return torch.batch_norm_elemt(g, weight, None, torch.zeros_like(mean), inverse_std, ctx.eps), *of_norm, None
-
-
-class _BatchNorm(nn.BatchNorm2d):
-    """torch's own, but for gradients in eval mode on a GPU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda and not self.training and torch.is_grad_enabled():
-            return _FixedNorm.apply(x, self.weight, self.bias, self)
-        return super().forward(x)
-
-
 @dataclass(frozen=True)
 class ResNet18Options(Options):
     """How :class:`ResNet18` begins."""
@@ -156,13 +83,9 @@ class ResNet18(Encoder):
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        from torchvision.models.resnet import BasicBlock, ResNet  # here: it doubles the time a process needs to start
+        from balancebench_udi.nets.resnet import Backbone  # here: it doubles the time a process needs to start
 
-        net = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=1, norm_layer=_BatchNorm)
-        if shape[0] != 3:
-            net.conv1 = nn.Conv2d(shape[0], 64, kernel_size=7, stride=2, padding=3, bias=False)
-        net.fc = nn.Identity()
-        self.net = net
+        self.net = Backbone(shape[0])
 
     def begin_with(self, state: Mapping[str, Tensor]) -> None:
         """Take the weights of a trained network, except for the classifier.
@@ -180,25 +103,10 @@ class ResNet18(Encoder):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 4:
-            return self._images(_channels_last(x))
+            return self.net(_channels_last(x))
         batch, _, frames = x.shape[:3]
         x = x.permute(0, 2, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2)  # channels_last by a single copy
-        return self._images(x).view(batch, frames, -1).mean(1)
-
-    def _images(self, x: Tensor) -> Tensor:
-        """``[N, C, H, W] -> [N, 512]``; where memory is short and time is not lost, with :class:`_Stem`."""
-        net = self.net
-        norm, pool = net.bn1, net.maxpool
-        x = widened(net.conv1, x) if x.is_cuda and x.shape[1] == 1 else net.conv1(x)
-        if x.is_cuda or not (norm.training and torch.is_grad_enabled()):
-            x = net.relu(pool(norm(x)))
-        else:
-            norm.num_batches_tracked.add_(1)
-            window = [[size, size] for size in (pool.kernel_size, pool.stride, pool.padding)]
-            x = _Stem.apply(x, norm.weight, norm.bias, norm, window)
-        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
-            x = stage(x)
-        return net.avgpool(x).flatten(1)
+        return self.net(x).view(batch, frames, -1).mean(1)
 
 
 class DigitNet(Encoder):
