@@ -95,8 +95,8 @@ def parser() -> Parser:
     p.add_argument(
         "--spare-memory",
         action=argparse.BooleanOptionalAction,
-        help="on a CPU: give freed memory back at once, which takes some 36 %% (fp32) or 26 %% (bf16) "
-        "less of it with large networks, for some 10 or 20 %% more time; the results are the same (default: in fp32)",
+        help="on a CPU: give freed memory back at once, which takes some 40 %% (fp32) or 26 %% (bf16) "
+        "less of it with large networks, for some 20 or 30 %% more time; the results are the same (default: in fp32)",
     )
     p.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     p.add_argument("--list", action="store_true", help="print methods with their options, datasets and protocols")

@@ -14,10 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.resnet import BasicBlock, ResNet
 
-
-def channels_last(x: Tensor) -> Tensor:
-    """The memory layout in which 2-D convolutions are fastest, on CPU and GPU; the same values."""
-    return x.contiguous(memory_format=torch.channels_last)
+from balancebench_udi.nets.encoders import channels_last
 
 
 def widened(conv: nn.Conv2d, x: Tensor, channels: int = 4) -> Tensor:

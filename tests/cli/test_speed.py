@@ -20,7 +20,7 @@ from balancebench_udi.errors import RunFailed
 from baselines.joint import Joint
 from baselines.unimodal import Unimodal
 from benchmarks import speed, speed_parts, speed_runs
-from benchmarks.speed_runs import BARE, Case, Lap, Peak, digits, vectors
+from benchmarks.speed_runs import BARE, REPLAYED, Case, Lap, Peak, digits, vectors
 from tests.media import write_video
 
 CPU = torch.device("cpu")
@@ -334,6 +334,19 @@ def test_overhead_shows_against_the_bare_loop(monkeypatch, plant):
     assert slow["share"]["median"] < 0.5 * plain["share"]["median"]
     assert slow["verdict"] == "under"
     assert slow["joint"]["median"] < TINY.batch / NAP < slow["bare loop"]["median"]
+
+
+@pytest.mark.parametrize(("device", "said"), [("cuda", "under"), ("cpu", "ok")])
+def test_on_a_gpu_joint_is_held_against_the_loop_that_replays(monkeypatch, device, said):
+    """At 0.94 of it; at 1.6 of the loop that does not."""
+    seconds = {BARE: 1.6, REPLAYED: 0.94, "joint": 1.0} if device == "cuda" else {BARE: 1.6, "joint": 1.0}
+    laps = {name: [Lap(w, 10, w, w)] * 3 for name, w in seconds.items()}
+    monkeypatch.setattr(speed_parts, "compete", lambda *arguments: (laps, {}))
+    setting = speed_parts.Setting(torch.device(device), {"joint": Joint}, ["fp32"], [replace(TINY, name="digit")])
+    (row,) = speed_parts.methods(setting)[0].rows
+    assert row["share"]["median"] == pytest.approx(1.6)
+    assert row["verdict"] == said
+    assert (row["replayed"] or {}).get("median") == (pytest.approx(0.94) if device == "cuda" else None)
 
 
 def test_the_bare_loop_trains_the_same_networks():

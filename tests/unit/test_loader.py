@@ -345,6 +345,24 @@ def test_what_was_read_of_a_map_is_let_go(tmp_path):
     assert found[False] > 100e6
 
 
+@pytest.mark.parametrize(("free", "tries"), [(1.9, 0), (2.1, 2)])
+def test_a_split_that_does_not_fit_a_gpu_stays_where_it_is(monkeypatch, free, tries):
+    """Whether that is known before, or another run fills the memory meanwhile."""
+    split, empty, tried = tiny_bundle().train, torch.empty, []
+    size = sum(x.nbytes for x in split.inputs.values())
+
+    def nearly_full(*shape, dtype, device):
+        tried.append(device.type)
+        if len(tried) == 2:
+            raise torch.OutOfMemoryError
+        return empty(*shape, dtype=dtype)
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free * size), 99 * size))
+    monkeypatch.setattr(torch, "empty", nearly_full)
+    assert module._place(split, torch.device("cuda")) is split
+    assert tried == ["cuda"] * tries
+
+
 STATUS = Path("/proc/self/status")
 
 
