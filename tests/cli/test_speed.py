@@ -340,7 +340,7 @@ def test_overhead_shows_against_the_bare_loop(monkeypatch, plant):
 def test_on_a_gpu_joint_is_held_against_the_loop_that_replays(monkeypatch, device, said):
     """At 0.94 of it; at 1.6 of the loop that does not."""
     seconds = {BARE: 1.6, REPLAYED: 0.94, "joint": 1.0} if device == "cuda" else {BARE: 1.6, "joint": 1.0}
-    laps = {name: [Lap(w, 10, w, w)] * 3 for name, w in seconds.items()}
+    laps = {name: [Lap(w, 10, w, w, passes=1)] * 3 for name, w in seconds.items()}
     monkeypatch.setattr(speed_parts, "compete", lambda *arguments: (laps, {}))
     setting = speed_parts.Setting(torch.device(device), {"joint": Joint}, ["fp32"], [replace(TINY, name="digit")])
     (row,) = speed_parts.methods(setting)[0].rows
