@@ -56,7 +56,7 @@ class Encoder(nn.Module):
         return block
 
 
-def channels_last(x: Tensor) -> Tensor:
+def _channels_last(x: Tensor) -> Tensor:
     """The memory layout in which 2-D convolutions are fastest, on CPU and GPU; the same values."""
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -103,7 +103,7 @@ class ResNet18(Encoder):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 4:
-            return self.net(channels_last(x))
+            return self.net(_channels_last(x))
         batch, _, frames = x.shape[:3]
         x = x.permute(0, 2, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2)  # channels_last by a single copy
         return self.net(x).view(batch, frames, -1).mean(1)
@@ -136,7 +136,7 @@ class DigitNet(Encoder):
         self.out = nn.Linear(64, self.features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.body(channels_last(x)).mean((2, 3)))
+        return self.out(self.body(_channels_last(x)).mean((2, 3)))
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from balancebench_udi.nets.encoders import channels_last
-
 
 def widened(conv: nn.Conv2d, x: Tensor, channels: int = 4) -> Tensor:
     """``conv(x)`` of ``x [B, C, H, W]``, with channels of zeros beside C up to ``channels``: the same up to rounding.
@@ -116,7 +114,7 @@ class _FixedNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse_std = ctx.saved_tensors
-        g = channels_last(gradients[0])
+        g = gradients[0].contiguous(memory_format=torch.channels_last)
         fixed = (None, None, mean, inverse_std, False, ctx.eps, [False, *ctx.needs_input_grad[1:3]])
         _, *of_norm = torch.ops.aten.native_batch_norm_backward(g, x, weight, *fixed)
         return torch.batch_norm_elemt(g, weight, None, torch.zeros_like(mean), inverse_std, ctx.eps), *of_norm, None
