@@ -18,8 +18,9 @@ CODECS = {
     ".flv": ("flv", "mp3"),
     ".webm": ("libvpx", "libopus"),
     ".mpg": ("mpeg2video", "mp2"),
+    ".wmv": ("wmv2", "wmav2"),
 }
-RATES = {".flv": (22050, 11025, 44100), ".webm": (48000,), ".mpg": (44100, 48000)}
+RATES = {".flv": (22050, 11025, 44100), ".webm": (48000,), ".mpg": (44100, 48000), ".wmv": (44100,)}
 """Of the sound that a container takes, the first for any other."""
 TONE = 440.0
 """Hz of the sound of :func:`write_video`, and of :func:`tone`."""
@@ -87,6 +88,8 @@ def write_video(
             video.bit_rate = 2_000_000
             video.gop_size = 12
         audio = container.add_stream(audio_codec, rate=rate, layout="mono") if sound else None
+        if audio is not None and audio_codec == "wmav2":
+            audio.bit_rate = 64_000  # what it begins with is more than mono may have
         if video is not None:
             base = Fraction(1, fps) if times is None else Fraction(1, 1000)
             video.codec_context.time_base = base

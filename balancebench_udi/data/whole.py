@@ -12,7 +12,7 @@ _MISSING, _SHARE = 0.5, 0.05
 """Seconds, and share, of the length that a file states which may be missing, the less of both, besides one frame."""
 _UNSTATED = ("aac", "mp3", "mpeg", "mpegts", "ogg")
 """Formats of which FFmpeg takes the length from the bytes that are there."""
-_TOGETHER = ("flv", "matroska,webm")
+_TOGETHER = ("flv", "matroska,webm", "asf")
 """Formats that state one length for all streams."""
 _STREAMED = 2**31 - 2**16
 """Bytes that programs write which cannot go back to a header of wav: this many, more, or none."""

@@ -122,7 +122,7 @@ def torchvision_alike(encoder: Encoder) -> Encoder:
     net = resnet18(num_classes=1).to(next(encoder.parameters()).dtype)
     net.conv1, net.fc = plain.net.conv1, nn.Identity()
     net.load_state_dict(encoder.net.state_dict())
-    plain.net = net.to(memory_format=torch.channels_last)
+    plain.net = net.to(memory_format=torch.channels_last).train(encoder.training)
     return plain
 
 
@@ -166,11 +166,12 @@ def test_resnet_saves_memory_without_moving_a_bit(dtype, frozen):
     assert state_digest(ours) == state_digest(plain)
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_resnet_goes_backward_twice_through_one_forward_pass(dtype):
-    """As the methods do that ask for several gradients: each is torchvision's, bit by bit."""
+def test_resnet_goes_backward_twice_through_one_forward_pass(dtype, training):
+    """As the methods do that ask for several gradients, some of them in eval mode: torchvision's, bit by bit."""
     shape = (3, 33, 32)
-    encoder = built("resnet18", shape)
+    encoder = built("resnet18", shape).train(training)
     found = []
     for net in (encoder, torchvision_alike(encoder)):
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
