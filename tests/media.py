@@ -33,6 +33,11 @@ def tone(seconds: float, rate: int, pitch: float = TONE, peak: float = 0.5) -> n
     return (peak * np.sin(2 * np.pi * pitch * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
 
 
+def noise(seconds: float, rate: int, scale: float = 0.3) -> np.ndarray:
+    """White noise ``[n]`` float64 of this standard deviation, the same in every call."""
+    return np.random.default_rng(0).normal(0, scale, round(seconds * rate))
+
+
 def brightness(number: int, start: int = 40) -> int:
     """Grey level of the right half of frame ``number``: it starts over after 40 frames."""
     return start + STEP * (number % 40)

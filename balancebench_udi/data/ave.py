@@ -27,7 +27,7 @@ _ID = re.compile(r"[\w-]{11}", re.ASCII)
 class AVEOptions(ClipOptions):
     """Options of :class:`AVE`."""
 
-    audio: str = audio_option("pmr_16k", "official code of PMR")
+    audio: str = audio_option("pmr_1004", "official code of PMR")
     n_frames: int = option(4, "frames of a clip that the encoder sees", source="paper of PMR", at_least=1)
     segment: str = option(
         "event",

@@ -89,7 +89,7 @@ class Clips(Packed):
         aspect: width by height of most of its videos.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     prepared: ClassVar[tuple[str, ...]] = CLIP_PREPARED
     aspect: ClassVar[float] = 4 / 3
     Options = ClipOptions

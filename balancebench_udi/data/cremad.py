@@ -64,7 +64,9 @@ class CREMAD(Clips):
     in the order of their numbers to 5 groups: one tests, the next validates, three train. ``own`` reads ``train.csv``,
     ``test.csv`` and, if there, ``val.csv`` in ``lists/``.
 
-    Sound is resampled with torchaudio's windowed sinc, where the official codes use librosa's or none.
+    Sound that is not at the rate of ``audio`` is resampled as by librosa before 0.10 (``kaiser_best``): AudioWAV, at
+    16 kHz, for ``ogm_stft`` alone. That PMR's arrays of 299 columns (``pmr_299``) were made at 16 kHz follows from
+    their size and from the rate in its script, which makes 1004 columns (``pmr_1004``).
 
     Reference: H. Cao et al., CREMA-D: Crowd-sourced Emotional Multimodal Actors Dataset, IEEE Trans. Affective
     Computing 5(4), 2014. Lists and audio: X. Peng et al., OGM-GE, CVPR 2022 (official code). fbank: Y. Wei and D. Hu,
@@ -72,7 +74,7 @@ class CREMAD(Clips):
     """
 
     name = "cremad"
-    version = 3
+    version = 4
     reference = "Cao et al., IEEE Trans. Affective Computing 5(4), 2014; protocol of Peng et al., OGM-GE, CVPR 2022"
     needs = "what prepare.py made of CREMA-D"
     source = (

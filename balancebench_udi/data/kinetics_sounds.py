@@ -97,8 +97,9 @@ class KineticsSounds(CutClips):
     ``aspect`` 16/9: what YouTube plays; clips keep the shape they were uploaded with, and no count was published. In
     copies of Kinetics scaled to 340 x 256 all are 4/3.
 
-    Departures from the official code: its script takes the fbank at each file's own rate, here all are at 16 kHz; it
-    loads frames 1, 1 + n/3 and 1 + 2n/3 in training and test alike, which ``n_frames=3 pick=start`` comes close to.
+    Departures from the official code: its script takes the fbank of each file's first channel at the file's own rate,
+    here it is that of the channels' mean at 16 kHz; it loads frames 1, 1 + n/3 and 1 + 2n/3 in training and test alike,
+    which ``n_frames=3 pick=start`` comes close to.
 
     Reference: R. Arandjelovic and A. Zisserman, Look, Listen and Learn, ICCV 2017; W. Kay et al., The Kinetics Human
     Action Video Dataset, arXiv 1705.06950. Lists: X. Peng et al., OGM-GE, CVPR 2022 (github.com/GeWu-Lab/

@@ -60,7 +60,7 @@ class Manifest(Packed):
     """
 
     name = "manifest"
-    version = 2
+    version = 3
     reference = "your own data"
     needs = "what prepare.py made of a folder of yours"
     source = f"manifest.yaml and the CSV that it names, see {_GUIDE}"

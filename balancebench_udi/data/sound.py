@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from balancebench_udi.errors import UserError
 
 SILENCE = 1e-4
 """Sound whose largest magnitude stays below this is silent (full scale is 1)."""
@@ -48,10 +52,59 @@ class Spectrogram:
     crop: int | None = None
 
     def __call__(self, samples: Tensor, rate: int) -> Tensor:
-        """``[1, F, T]`` float32 of mono ``samples [n]`` at ``rate`` Hz."""
-        import torchaudio  # here: prepared data do without
+        """``[1, F, T]`` float32 of mono ``samples [n]`` at ``rate`` Hz.
 
-        return self.make(torchaudio.functional.resample(samples, rate, self.rate)).unsqueeze(0)
+        Raises:
+            UserError: a rate from which :func:`resample` would need too large a kernel.
+        """
+        return self.make(resample(samples, rate, self.rate)).unsqueeze(0)
+
+
+CROSSINGS = 64
+"""Zero crossings of the resampling kernel's sinc on either side."""
+ROLLOFF = 0.9475937167399596
+"""Where it cuts off, as a share of the lower of the two Nyquist frequencies."""
+BETA = 14.769656459379492
+"""Shape of its Kaiser window. All three are those of ``kaiser_best``, librosa's resampler before 0.10."""
+LARGEST = 2**24
+"""Most values of a kernel; it takes 32 bytes of memory for each while it is made."""
+
+
+def kernel_size(rate: int, target: int) -> int:
+    """Values of the kernel that resamples from ``rate`` to ``target`` Hz: phases x taps."""
+    common = math.gcd(rate, target)
+    old, new = rate // common, target // common
+    return new * (2 * math.ceil(CROSSINGS * old / (ROLLOFF * min(old, new))) + old)
+
+
+def resample(samples: Tensor, rate: int, target: int) -> Tensor:
+    """``samples [n]`` float32 at ``rate`` Hz as ``[ceil(n * target / rate)]`` at ``target`` Hz.
+
+    The official codes use librosa: ``kaiser_best`` before 0.10, ``soxr_hq`` since. The kernel is made in float64:
+    made in float32 it leaves images of -100 dB, which the logarithm of an otherwise empty band shows.
+
+    Raises:
+        UserError: the two rates have so small a common divisor that the kernel would have more than LARGEST values.
+    """
+    if rate == target:
+        return samples
+    if kernel_size(rate, target) > LARGEST:
+        raise UserError(
+            f"a sampling rate must have a common divisor with {target} Hz that leaves a resampling kernel of at most "
+            f"{LARGEST} values, found {rate} Hz with {kernel_size(rate, target)}; convert the sound to 44100 Hz"
+        )
+    period = rate // math.gcd(rate, target)  # more zeros: torchaudio rounds lengths in float32
+    return _kernel(rate, target)(functional.pad(samples, (0, period)))[: -(-len(samples) * target // rate)]
+
+
+@functools.lru_cache(maxsize=2)
+def _kernel(rate: int, target: int) -> Callable[[Tensor], Tensor]:
+    """Convolution of float32 samples with a kernel made in float64."""
+    import torchaudio  # here: prepared data do without
+
+    return torchaudio.transforms.Resample(
+        rate, target, "sinc_interp_kaiser", CROSSINGS, ROLLOFF, BETA, dtype=torch.float64
+    ).float()
 
 
 def _tile(wave: Tensor, length: int) -> Tensor:
@@ -60,6 +113,8 @@ def _tile(wave: Tensor, length: int) -> Tensor:
 
 
 def _log_stft(length: int, n_fft: int, hop: int) -> Callable[[Tensor], Tensor]:
+    """``log(|X| + 1e-7)`` of librosa.stft, padded with zeros (before 0.10 by reflection: first and last column)."""
+
     def make(wave: Tensor) -> Tensor:
         bins = torch.stft(
             _tile(wave, length),
@@ -75,15 +130,15 @@ def _log_stft(length: int, n_fft: int, hop: int) -> Callable[[Tensor], Tensor]:
     return make
 
 
-def _log_power(length: int) -> Callable[[Tensor], Tensor]:
-    """The logarithm of scipy's spectrogram (512 long, 353 overlapping), standardised for each clip."""
+def _log_power(length: int, rate: int) -> Callable[[Tensor], Tensor]:
+    """``log(P + 1e-7)``, P power per hertz (scipy; 512 long, 353 overlapping), standardised for each clip."""
 
     def make(wave: Tensor) -> Tensor:
         from scipy.signal import spectrogram  # here: its import takes a second, and prepared data do without
 
-        _, _, power = spectrogram(_tile(wave, length).numpy(), nperseg=512, noverlap=353)
-        bins = torch.log(torch.from_numpy(power).to(torch.float32) + 1e-7)
-        return (bins - bins.mean()) / (bins.std(correction=0) + 1e-9)
+        _, _, power = spectrogram(_tile(wave, length).numpy(), rate, nperseg=512, noverlap=353)
+        bins = torch.log(torch.from_numpy(power) + 1e-7).double()  # in float32 silence is off its own mean
+        return ((bins - bins.mean()) / (bins.std(correction=0) + 1e-9)).float()
 
     return make
 
@@ -122,16 +177,10 @@ SPECTROGRAMS = {
     ),
     "fbank_raw": Spectrogram((1, 128, 1024), "as fbank, not normalised (MLA)", 16000, _fbank(False)),
     "pmr_1004": Spectrogram(
-        (1, 257, 1004),
-        "log power, 160000 samples at 22.05 kHz, each standardised (PMR)",
-        22050,
-        _log_power(160000),
-    ),
-    "pmr_16k": Spectrogram(
-        (1, 257, 1004), "log power, 10 s at 16 kHz, each standardised (PMR on AVE)", 16000, _log_power(160000)
+        (1, 257, 1004), "log power, 10 s at 16 kHz, each standardised (PMR)", 16000, _log_power(160000, 16000)
     ),
     "pmr_299": Spectrogram(
-        (1, 257, 299), "log power, 48000 samples at 22.05 kHz, each standardised (PMR)", 22050, _log_power(48000)
+        (1, 257, 299), "log power, 3 s at 16 kHz, each standardised (PMR on CREMA-D)", 16000, _log_power(48000, 16000)
     ),
     "igm_stft": Spectrogram(
         (1, 257, 1003), "log magnitude, 10 s at 35.4 kHz, n_fft 512, hop 353 (IGM)", 35400, _log_stft(354000, 512, 353)

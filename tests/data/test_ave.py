@@ -244,6 +244,6 @@ def test_fingerprint(tmp_path):
 
 def test_options():
     options = AVE.Options()
-    assert (options.audio, options.n_frames, options.segment) == ("pmr_16k", 4, "event")
+    assert (options.audio, options.n_frames, options.segment) == ("pmr_1004", 4, "event")
     with pytest.raises(UserError, match="segment must be one of event, clip, found whole"):
         AVE.Options(segment="whole")

@@ -295,6 +295,12 @@ def test_options_of_preparation(six, packed, tmp_path, options, audio, video, us
         assert torch.equal(stored(changed, "video")[2], first[2, [1, 3, 5]])
 
 
+def test_a_pack_of_another_version(packed, monkeypatch):
+    monkeypatch.setattr(CREMAD, "version", CREMAD.version + 1)
+    with pytest.raises(UserError, match=r"cremad must be prepared .* found no pack .*: call .*prepare\.py cremad"):
+        dataset().load(packed[0])
+
+
 @pytest.mark.parametrize("options", [{"n_frames": 2}, {"same_crop": True}, {"pick": "start"}, {"val_seed": 1}])
 def test_free_options_need_no_other_pack(packed, bundle, options):
     changed = dataset(**options).load(packed[0])

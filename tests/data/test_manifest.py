@@ -584,13 +584,24 @@ def test_the_first_line_that_excel_wants(tmp_path):
 def test_a_pack_of_another_version(tmp_path, monkeypatch):
     source = poses(tmp_path / "mine")
     prepared(source, tmp_path)
-    monkeypatch.setattr(Manifest, "version", 3)
-    with pytest.raises(UserError, match="must be of version 3 of dataset manifest, found 2; remove it"):
+    now = Manifest.version
+    monkeypatch.setattr(Manifest, "version", now + 1)
+    with pytest.raises(UserError, match=f"must be of version {now + 1} of dataset manifest, found {now}; remove it"):
         Manifest(ManifestOptions(name="mine")).load(tmp_path)
     with pytest.raises(
-        UserError, match="it was made by version 2 of dataset manifest, which is 3 now; remove that folder"
+        UserError, match=f"it was made by version {now} of dataset manifest, which is {now + 1} now; remove that folder"
     ):
         prepared(source, tmp_path)
+
+
+def test_a_pack_of_a_preset_that_is_gone(everything, tmp_path):
+    """What is wrong with it is its version, not its YAML."""
+    folder = prepared(everything, tmp_path).folder
+    written = (folder / "manifest.json").read_text()
+    old = written.replace('"pmr_299"', '"pmr_16k"').replace(f'"version": {Manifest.version}', '"version": 2')
+    (folder / "manifest.json").write_text(old)
+    with pytest.raises(UserError, match="of version 3 of dataset manifest, found 2; remove it and prepare again"):
+        Manifest(ManifestOptions(name=folder.name)).load(tmp_path)
 
 
 def test_a_killed_preparation_goes_on(tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ TABLE = [
     *row("pmr", "cremad", "ogm", alpha=0.1),  # C 2.3
     *row("pmr", "cremad", "ogm_ge", alpha=0.1),
     *row("pmr", "cremad", "pmr", alpha=2.0, coef="clip", mu=1e-2, momentum=0.2),  # C 4.3
-    *row("pmr", "ave", "ave", audio="pmr_16k", candidates=10, n_frames=4, segment="event"),
+    *row("pmr", "ave", "ave", audio="pmr_1004", candidates=10, n_frames=4, segment="event"),
     *row("pmr", "ave", "ogm", alpha=0.2),  # C 2.3
     *row("pmr", "ave", "ogm_ge", alpha=0.2),
     *row("pmr", "ave", "pmr", alpha=2.0, coef="clip", mu=1e-2, momentum=0.2),  # C 4.3
