@@ -97,8 +97,10 @@ class KineticsSounds(CutClips):
     ``aspect`` 16/9: what YouTube plays; clips keep the shape they were uploaded with, and no count was published. In
     copies of Kinetics scaled to 340 x 256 all are 4/3.
 
-    Departures from the official code: its script takes the fbank at each file's own rate, here all are at 16 kHz; it
-    loads frames 1, 1 + n/3 and 1 + 2n/3 in training and test alike, which ``n_frames=3 pick=start`` comes close to.
+    Departures from the official code: its script takes the fbank at each file's own rate, here all are at 16 kHz. Its
+    frames 1, 1 + n/3 and 1 + 2n/3, in training and test alike, are ``fps=1 n_frames=3 pick=start``. With
+    ``pick=segment`` clips of six frames and less show the first one throughout, as in the codes of InfoReg and
+    BalanceBenchmark, which leave out those of three and less. Clips of 10 s at one frame a second have ten or eleven.
 
     Reference: R. Arandjelovic and A. Zisserman, Look, Listen and Learn, ICCV 2017; W. Kay et al., The Kinetics Human
     Action Video Dataset, arXiv 1705.06950. Lists: X. Peng et al., OGM-GE, CVPR 2022 (github.com/GeWu-Lab/

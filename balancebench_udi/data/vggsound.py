@@ -46,7 +46,8 @@ class VGGSound(CutClips):
 
     ``audio=vgg_stft`` shows the encoder 5 s of 10: a random part in training, the middle in validation and test.
     OGM-GE's code draws at random in test too, so that its score differs from call to call; ours does not. It also
-    leaves out clips with 3 extracted frames or fewer; here frames repeat.
+    leaves out clips with 3 extracted frames or fewer; here frames repeat. With ``pick=segment`` clips of six frames and
+    less show the first one throughout, as in BalanceBenchmark's code.
 
     A pack of everything takes 1.9 MB a clip at the defaults, some 380 GB; ``candidates=4`` and ``stored_size=224`` take
     0.9 MB.
