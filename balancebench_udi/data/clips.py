@@ -18,7 +18,6 @@ from balancebench_udi.data.pack import SILENT, Item, Pack, Packed, Stored
 from balancebench_udi.data.sound import SILENCE, SPECTROGRAMS, WHOLE, Span
 from balancebench_udi.errors import UserError
 
-
 SAMPLINGS = ("time", "as_published")
 """Which frames of a video are candidates."""
 
@@ -37,8 +36,8 @@ class ClipOptions(Options):
     fps: int = option(3, "frames a second that are candidates", source="ours, as InfoReg", at_least=1, at_most=30)
     sampling: str = option(
         "time",
-        "which frames of a video these are: the first one at or after every 1/fps s (time), or those that OGM-GE's code "
-        "extracts, which takes 29.97 frames a second for 29 (as_published)",
+        "which frames of a video these are: the first one at or after every 1/fps s (time), or (as_published) those that "
+        "OGM-GE's code extracts, which takes 29.97 frames a second for 29",
         source="ours",
         choices=SAMPLINGS,
     )
@@ -67,7 +66,9 @@ class ClipOptions(Options):
         source="official codes, all but that of BML",
         choices=("whole", "centre"),
     )
-    size: int = option(CROP, "side of the frames that the encoder sees, pixels", source="official codes", at_least=32, at_most=CROP)
+    size: int = option(
+        CROP, "side of the frames that the encoder sees, pixels", source="official codes", at_least=32, at_most=CROP
+    )
     val_share: float = option(0.1, "share of every class of train held out", source="ours", above=0)
     val_seed: int = option(0, "seed of the validation split", source="ours", at_least=0)
 

@@ -42,8 +42,8 @@ class CREMADOptions(ClipOptions):
 
     split: str = option(
         "OGM-GE",
-        "OGM-GE: its published lists, 6698 / 744, and a stratified share of train for validation; relearning: those of "
-        "Diagnosing & Re-learning, 5954 / 744 / 744; speaker: no actor in two splits, see fold; own: the lists in lists/",
+        "OGM-GE: its published lists, 6698 / 744, and a stratified share of train for validation; relearning: the lists "
+        "of Diagnosing & Re-learning, 5954 / 744 / 744; speaker: no actor in two splits, see fold; own: those in lists/",
         source="official code of OGM-GE",
         choices=(*SIZES, "speaker", "own"),
     )
@@ -145,8 +145,8 @@ def _columns(folder: Path) -> dict[str, dict[str, str]]:
         for part, clips in _lists(files, header=True).items():
             if len(clips) != SIZES[scheme][part]:
                 raise UserError(
-                    f"{files[part]} must list the {SIZES[scheme][part]} clips of {scheme}, found {len(clips)}; fetch it "
-                    "again or, for lists of your own, put them in lists/ and set split=own"
+                    f"{files[part]} must list the {SIZES[scheme][part]} clips of {scheme}, found {len(clips)}; fetch "
+                    "it again or, for lists of your own, put them in lists/ and set split=own"
                 )
             for name in clips:
                 columns.setdefault(name, {})[scheme] = part

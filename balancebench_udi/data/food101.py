@@ -68,8 +68,8 @@ class Food101(Packed):
     in the square: the photographs have no common aspect) is resized, and mirrored half the time, where BalanceBenchmark
     rotates by up to 30 degrees and mirrors; see :class:`~balancebench_udi.data.frames.FrameTransform`.
 
-    Of a title, not of MMBT's texts, a leading ``RT``, everything from a web address to the end of its line, and ``#`` are
-    removed, as in BalanceBenchmark.
+    Of a title, not of MMBT's texts, a leading ``RT``, everything from a web address to the end of its line, and ``#``
+    are removed, as in BalanceBenchmark.
 
     Text: the ids ``[length]`` of its first words (:func:`~balancebench_udi.data.text.tokens`) for the encoder
     ``tokens``, where BalanceBenchmark and MLA use BERT's word pieces, 40 and 256; or, with ``text=features``, a vector

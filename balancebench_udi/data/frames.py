@@ -17,9 +17,9 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of the channels, of values in [0, 1]."""
 PICKS = ("random", "segment", "start", "first", "centre", "bml")
 PICKED = (
-    "frames of the c candidates: random (evaluation: centres of equal segments); segment: one of each of n_frames parts "
-    "of c // n_frames (evaluation: each part's first or middle one). Alike in training and evaluation are start: each "
-    "part's first one; first: the first ones; centre: centres of equal segments; bml: those that BML's code reads"
+    "frames of a clip's c candidates: random (in testing, centres of equal segments); segment: one of each of n_frames "
+    "parts of c // n_frames (in testing, the first or middle one). Alike in training and testing are start: the first "
+    "one of each part; first: the first ones of all; centre: centres of equal segments; bml: those that BML's code reads"
 )
 """What an option called ``pick`` says of them."""
 LEAST_AREA = 0.08
@@ -39,8 +39,8 @@ class FrameTransform:
 
     - ``random``: training draws T without replacement, in order of time (Huang et al., InfoReg, official code);
       evaluation takes the centres of T equal segments, as training does with c < T;
-    - ``segment``: training draws one of ``i s .. i s + s - 1`` for frame i, evaluation takes ``i s + max(s // 2, 1) - 1``
-      (official codes of MMPareto, InfoReg and BalanceBenchmark): the parts' first ones up to s = 3;
+    - ``segment``: training draws one of ``i s .. i s + s - 1`` for frame i, evaluation takes ``i s + max(s // 2, 1) -
+      1`` (official codes of MMPareto, InfoReg and BalanceBenchmark): the parts' first ones up to s = 3;
     - ``start``: ``i s`` (MLA; OGM-GE on Kinetics-Sounds);
     - ``first``: ``i``, with c < T the last one again (PMR, IGM);
     - ``centre``: the centres of T equal segments;
@@ -49,10 +49,10 @@ class FrameTransform:
 
     The last four are the same in training and in evaluation.
 
-    In training each frame (with ``same_crop``, all of a sample alike) is cropped at random to ``least_area`` to 1 of the
-    area with an aspect of 3/4 to 4/3 *in the original picture*, resized to ``size`` x ``size`` bilinearly and mirrored
-    half the time: the law of torchvision's RandomResizedCrop and RandomHorizontalFlip. In evaluation the whole picture
-    is resized (the aspect is not kept, as in most official codes) or, with ``central``, the largest central square.
+    In training each frame (with ``same_crop``, all of a sample alike) is cropped at random to ``least_area`` to 1 of
+    the area with an aspect of 3/4 to 4/3 *in the original picture*, resized to ``size`` x ``size`` bilinearly and
+    mirrored half the time: the law of torchvision's RandomResizedCrop and RandomHorizontalFlip. In evaluation the whole
+    picture is resized (the aspect is not kept, as in most official codes) or, with ``central``, the central square.
 
     Attributes:
         n_frames: T.
@@ -64,7 +64,7 @@ class FrameTransform:
         flow: the pictures are optical flow (u, v), 127.5 standing still; mirroring negates u.
         size: side of the frames, at most :data:`CROP`.
         least_area: of a crop, as a share of the picture.
-        central: evaluation shows the central square (Resize of the shorter side and CenterCrop), training is not changed.
+        central: evaluation shows the central square (Resize of the shorter side and CenterCrop).
         augment: false presents training samples as in evaluation.
         few: with ``segment``, the first one throughout where there are at most so many candidates.
     """

@@ -147,8 +147,8 @@ def read_video(
 def is_published(number: int, rate: int, fps: float) -> bool:
     """Whether OGM-GE's code (``video2frame_update``, which PMR, AGM and InfoReg share) saves a frame of a video.
 
-    It takes a second for ``rate`` frames, of which it keeps ``fps``, each ``rate // fps`` after the one before: of 29.97
-    frames a second 0, 29, 58, ... at one, and 0, 9, 18, 29, 38, 47, ... at three.
+    It takes a second for ``rate`` frames, of which it keeps ``fps``, each ``rate // fps`` after the one before: at 29.97
+    frames a second 0, 29, 58, ... for one, and 0, 9, 18, 29, 38, 47, ... for three.
 
     Args:
         number: of the frame, from 0.

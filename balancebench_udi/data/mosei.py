@@ -63,7 +63,7 @@ class MOSEIOptions(Options):
     )
     video_steps: int = option(
         50,
-        "time steps kept of the video; MulT's unaligned file has 500, MMSA's by its settings 375 (BalanceBenchmark keeps all)",
+        "time steps kept of the video; MulT's unaligned file has 500, MMSA's 375 (its settings say)",
         source="ours",
         at_least=1,
     )

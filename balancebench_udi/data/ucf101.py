@@ -84,10 +84,10 @@ class UCF101(Packed):
     video, so validation takes whole groups of every class of train, in a random order, until ``val_share`` of the
     class is reached.
 
-    The defaults are BalanceBenchmark's 3 frames, one of each third of 6, in testing the first of each. It draws flow from
-    all frames of each third, resizes the whole picture instead of a random crop, does not negate u, and leaves flow in
-    0..1; these are not options. MMPareto differs by encoders that begin with ImageNet's weights: protocol mmpareto, with the file named by
-    ``--set encoder.rgb.weights=FILE --set encoder.flow.weights=FILE``. DI-MML
+    The defaults are BalanceBenchmark's 3 frames, one of each third of 6, in testing the first of each. It draws flow
+    from all frames of each third, resizes the whole picture instead of a random crop, does not negate u, and leaves
+    flow in 0..1; these are not options. MMPareto differs by encoders that begin with ImageNet's weights: protocol
+    mmpareto, with the file named by ``--set encoder.rgb.weights=FILE --set encoder.flow.weights=FILE``. DI-MML
     draws consecutive frames and one crop for both modalities: ``same_crop=true`` is one crop for all frames of a
     modality, consecutive frames are not offered.
 
