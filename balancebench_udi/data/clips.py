@@ -36,8 +36,8 @@ class ClipOptions(Options):
     fps: int = option(3, "frames a second that are candidates", source="ours, as InfoReg", at_least=1, at_most=30)
     sampling: str = option(
         "time",
-        "which frames of a video these are: the first one at or after every 1/fps s (time), or (as_published) those that "
-        "OGM-GE's code extracts, which takes 29.97 frames a second for 29",
+        "which frames of a video these are: the first one at or after every 1/fps s (time), or (as_published) those "
+        "that OGM-GE's code extracts, which takes 29.97 frames a second for 29",
         source="ours",
         choices=SAMPLINGS,
     )

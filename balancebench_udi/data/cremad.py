@@ -42,8 +42,8 @@ class CREMADOptions(ClipOptions):
 
     split: str = option(
         "OGM-GE",
-        "OGM-GE: its published lists, 6698 / 744, and a stratified share of train for validation; relearning: the lists "
-        "of Diagnosing & Re-learning, 5954 / 744 / 744; speaker: no actor in two splits, see fold; own: those in lists/",
+        "OGM-GE: its published lists, 6698 / 744, and a stratified share of train for validation; relearning: those of "
+        "Diagnosing & Re-learning, 5954 / 744 / 744; speaker: no actor in two splits, see fold; own: lists in lists/",
         source="official code of OGM-GE",
         choices=(*SIZES, "speaker", "own"),
     )

@@ -19,7 +19,7 @@ PICKS = ("random", "segment", "start", "first", "centre", "bml")
 PICKED = (
     "frames of a clip's c candidates: random (in testing, centres of equal segments); segment: one of each of n_frames "
     "parts of c // n_frames (in testing, the first or middle one). Alike in training and testing are start: the first "
-    "one of each part; first: the first ones of all; centre: centres of equal segments; bml: those that BML's code reads"
+    "one of each part; first: the first ones of all; centre: centres of equal segments; bml: those that BML reads"
 )
 """What an option called ``pick`` says of them."""
 LEAST_AREA = 0.08

@@ -145,10 +145,10 @@ def read_video(
 
 
 def is_published(number: int, rate: int, fps: float) -> bool:
-    """Whether OGM-GE's code (``video2frame_update``, which PMR, AGM and InfoReg share) saves a frame of a video.
+    """Whether OGM-GE's code (``video2frame_update``, which PMR and InfoReg took over) saves a frame of a video.
 
-    It takes a second for ``rate`` frames, of which it keeps ``fps``, each ``rate // fps`` after the one before: at 29.97
-    frames a second 0, 29, 58, ... for one, and 0, 9, 18, 29, 38, 47, ... for three.
+    Of each ``rate`` frames, which it takes for a second, it keeps ``fps``, each ``rate // fps`` after the one before:
+    at 29.97 frames a second 0, 29, 58, ... for one, and 0, 9, 18, 29, 38, 47, ... for three.
 
     Args:
         number: of the frame, from 0.

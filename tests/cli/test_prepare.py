@@ -210,7 +210,10 @@ def test_the_list_names_every_dataset_and_what_presets_change(prepare):
         for protocol, settings in changes.items():
             (line,) = re.findall(rf"^    --protocol {protocol}: (.*)$", entry, re.M)
             assert line == ", ".join(f"{k}={v}" for k, v in settings.items())
-    assert "    --protocol mla: audio=fbank_raw, n_frames=3, pick=start" in entries["cremad"]
+    assert (
+        "    --protocol mla: audio=fbank_raw, fps=1, sampling=as_published, candidates=10, n_frames=3, pick=start"
+        in entries["cremad"]
+    )
 
 
 def test_the_list_of_one_dataset(prepare):

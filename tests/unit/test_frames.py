@@ -290,6 +290,17 @@ def test_crops_show_the_box_they_drew(same_crop):
     assert len({tuple(f[:2, 0, 0].tolist()) for f in first}) == 24  # no two samples alike
 
 
+def test_crops_of_a_least_area():
+    """Of the whole area there is one crop of a square, itself; of less there are others."""
+    stored = ramps(20)
+    for least, whole in ((1.0, True), (0.25, False)):
+        transform = FrameTransform(3, 3, aspect=1.0, least_area=least)
+        frames = transform(stored, draws(transform, 20))
+        widths = (frames[:, 0, :, 0, 0] - frames[:, 0, :, 0, -1]).abs() * IMAGENET[1][0]
+        assert (widths.min() > 0.98) == whole
+        assert widths.min() > 0.4  # the narrowest has a width of sqrt(0.25 * 3 / 4)
+
+
 @pytest.mark.parametrize("size", [(320, 240), (160, 240)])
 def test_the_mean_picture_is_torchvision_s(size):
     """The mean and the spread of many augmented pictures, torchvision's applied one by one to the original."""
