@@ -119,7 +119,7 @@ class FrameTransform:
     def _choose(self, count: Tensor, draws: Tensor | None) -> Tensor:
         """Index of the chosen candidates ``[B, T]``."""
         part = torch.arange(self.n_frames, device=count.device)
-        many = count[:, None]
+        many = count.clamp_min(1)[:, None]  # of an empty sample the first slot
         length = many // self.n_frames
         if self.pick == "start":
             return part * length
