@@ -79,8 +79,8 @@ class PMR(Strategy):
     Departures from the official code: the magnitude of the coefficients and the entropy term follow the paper (the code
     has weights of 0 or 1 and no entropy term); the subset is fixed and stratified and comes from train (the code takes
     the first tenth of a shuffled, augmented epoch, where a missing class gives NaN, and for CGMNIST the test split);
-    features are the encoders' own, also with gated fusion; no extra bottleneck in the encoders; the momentum
-    holds from the first epoch's end on (there from the second's); distance 0 has gradient 0 (there NaN).
+    no extra bottleneck in the encoders; the momentum holds from the first epoch's end on (there from the second's);
+    distance 0 has gradient 0 (there NaN).
 
     Logs: ``score/m`` (S_m / B), ``beta/m`` and ``gamma/m`` (dimensionless), ``pce/m`` and ``entropy/m`` (nats).
     Cost: as joint, B x C x sum D_m for distances, and ``subset`` of an epoch forward after each epoch.

@@ -65,9 +65,9 @@ class AVE(Clips):
 
     ``aspect`` 16/9: what YouTube plays; videos keep the shape they were uploaded with, and no count was published.
 
-    Departures from PMR's code: the event ends with its last second, where PMR adds one more frame; events of fewer than
-    10 frames are not filled with randomly drawn ones (3 frames a second give the shortest event, 2 s, six); and each
-    line has its own event, where PMR's files hold that of the video's last line in Annotations.txt.
+    Departures from PMR's code: the event ends with its last second, where PMR adds one more frame; an event of fewer
+    than 10 frames is not filled with randomly drawn ones, its last one repeats (``pick=first``); and each line has its
+    own event, where PMR's files hold that of the video's last line in Annotations.txt.
 
     Reference: Y. Tian et al., Audio-Visual Event Localization in Unconstrained Videos, ECCV 2018
     (github.com/YapengTian/AVE-ECCV18). Protocol: Y. Fan et al., PMR, CVPR 2023 (official code).

@@ -13,10 +13,13 @@ import numpy as np
 
 from balancebench_udi.config import Options, option
 from balancebench_udi.data.base import Affine, Modality
-from balancebench_udi.data.frames import CROP, PICKS, FrameTransform, TimeCrop
+from balancebench_udi.data.frames import CROP, LEAST_AREA, PICKED, PICKS, FrameTransform, TimeCrop
 from balancebench_udi.data.pack import SILENT, Item, Pack, Packed, Stored
 from balancebench_udi.data.sound import SILENCE, SPECTROGRAMS, WHOLE, Span
 from balancebench_udi.errors import UserError
+
+SAMPLINGS = ("time", "as_published")
+"""Which frames of a video are candidates."""
 
 
 def audio_option(default: str, source: str) -> Any:
@@ -31,25 +34,46 @@ class ClipOptions(Options):
 
     audio: str = audio_option("ogm_stft", "official code of OGM-GE")
     fps: int = option(3, "frames a second that are candidates", source="ours, as InfoReg", at_least=1, at_most=30)
+    sampling: str = option(
+        "time",
+        "which frames of a video these are: the first one at or after every 1/fps s (time), or (as_published) those "
+        "that OGM-GE's code extracts, which takes 29.97 frames a second for 29",
+        source="ours",
+        choices=SAMPLINGS,
+    )
     candidates: int = option(
         8, "most candidate frames kept of a clip (uniform segment centres of more)", source="ours", at_least=1
     )
     stored_size: int = option(256, "side of the stored square frames, pixels", source="ours", at_least=CROP)
     n_frames: int = option(3, "frames of a clip that the encoder sees", source="ours, as InfoReg", at_least=1)
-    pick: str = option(
-        "random",
-        "how they are chosen in training: random, of each segment (segment), or its first, in testing too (start)",
-        source="ours, as InfoReg",
-        choices=PICKS,
+    pick: str = option("random", PICKED, source="ours, as InfoReg", choices=PICKS)
+    augment: bool = option(
+        True,
+        "in training, choose and crop frames at random; false: show them as in testing",
+        source="official codes, all but that of Diagnosing & Re-learning",
     )
     same_crop: bool = option(
-        False, "one crop and mirror for all frames of a clip instead of one each", source="official code of OGM-GE"
+        False,
+        "one crop and mirror for all frames of a clip instead of one each",
+        source="official codes, all but that of BML",
+    )
+    crop_area: float = option(
+        LEAST_AREA, "least share of a picture that a training crop shows", source="torchvision", above=0, at_most=1
+    )
+    view: str = option(
+        "whole",
+        "what testing shows of a picture: all of it, squeezed to a square (whole), or the central square (centre)",
+        source="official codes, all but that of BML",
+        choices=("whole", "centre"),
+    )
+    size: int = option(
+        CROP, "side of the frames that the encoder sees, pixels", source="official codes", at_least=32, at_most=CROP
     )
     val_share: float = option(0.1, "share of every class of train held out", source="ours", above=0)
     val_seed: int = option(0, "seed of the validation split", source="ours", at_least=0)
 
 
-CLIP_PREPARED = ("audio", "fps", "candidates", "stored_size")
+CLIP_PREPARED = ("audio", "fps", "sampling", "candidates", "stored_size")
 """The options of :class:`ClipOptions` that decide what a pack holds."""
 
 
@@ -87,11 +111,13 @@ class Clips(Packed):
 
     Attributes:
         aspect: width by height of most of its videos.
+        few: candidates up to which ``pick=segment`` takes the first one throughout.
     """
 
     version: ClassVar[int] = 3
     prepared: ClassVar[tuple[str, ...]] = CLIP_PREPARED
     aspect: ClassVar[float] = 4 / 3
+    few: ClassVar[int] = 0
     Options = ClipOptions
 
     @staticmethod
@@ -129,7 +155,7 @@ class Clips(Packed):
         remarks = [SILENT] if float(samples.abs().max()) < SILENCE else []
         paths = [item.files[i] for i in detail["pictures"]]
         if paths and paths[0].suffix.lower() not in PICTURES:
-            pictures = read_video(paths[0], o.fps, o.candidates, span)
+            pictures = read_video(paths[0], o.fps, o.candidates, span, o.sampling == "as_published")
         else:
             pictures = read_pictures(paths, o.candidates)
         values = {
@@ -143,10 +169,21 @@ class Clips(Packed):
         o = self.options
         sound = SPECTROGRAMS[o.audio]
         shape = (*sound.shape[:2], sound.crop or sound.shape[2])
-        frames = FrameTransform(o.n_frames, o.candidates, o.pick, o.same_crop, self.aspect)
+        frames = FrameTransform(
+            o.n_frames,
+            o.candidates,
+            o.pick,
+            o.same_crop,
+            self.aspect,
+            size=o.size,
+            least_area=o.crop_area,
+            central=o.view == "centre",
+            augment=o.augment,
+            few=self.few,
+        )
         return {
             "audio": Modality("spectrogram", shape, "resnet18", TimeCrop(sound.crop) if sound.crop else Affine()),
-            "video": Modality("frames", (3, o.n_frames, CROP, CROP), "resnet18", frames),
+            "video": Modality("frames", (3, o.n_frames, o.size, o.size), "resnet18", frames),
         }
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +23,16 @@ CLASSES = ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
 """In the order of OGM-GE's code; other repositories sort them, which changes no result."""
 OGM_LISTS = ("split_OGM-GE", "data/CREMAD", "CREMAD", ".")
 """Where OGM-GE's lists may lie below the dataset's folder."""
-OGM_SIZES = {"train": 6698, "test": 744}
-HELD_OUT = 744
-"""Training clips that the split 5954-744-744 validates on."""
+RELEARNING_LISTS = ("split_relearning", "code/dataset/cremad", ".")
+"""Where those of Diagnosing & Re-learning may lie."""
+SIZES = {"OGM-GE": {"train": 6698, "test": 744}, "relearning": {"train": 5954, "val": 744, "test": 744}}
+"""Clips in each part of each published scheme."""
 FOLDS = 5
 _OGM = "OGM-GE's train.csv and test.csv (github.com/GeWu-Lab/OGM-GE_CVPR2022, data/CREMAD) in split_OGM-GE/"
+_RELEARNING = (
+    "the my_train.csv, val.csv and test.csv of Diagnosing & Re-learning "
+    "(github.com/GeWu-Lab/Diagnosing_Relearning_ECCV2024, code/dataset/cremad) in split_relearning/"
+)
 _NAME = re.compile(r"(\d{4})_[A-Z]{3}_([A-Z]{3})_[A-Z]{2}")
 
 
@@ -37,10 +42,10 @@ class CREMADOptions(ClipOptions):
 
     split: str = option(
         "OGM-GE",
-        "OGM-GE: its published lists, 6698 / 744, and a stratified share of train for validation; 5954-744-744: the "
-        "same with a fixed validation set of 744; speaker: no actor in two splits, see fold; own: the lists in lists/",
+        "OGM-GE: its published lists, 6698 / 744, and a stratified share of train for validation; relearning: those of "
+        "Diagnosing & Re-learning, 5954 / 744 / 744; speaker: no actor in two splits, see fold; own: lists in lists/",
         source="official code of OGM-GE",
-        choices=("OGM-GE", "5954-744-744", "speaker", "own"),
+        choices=(*SIZES, "speaker", "own"),
     )
     fold: int = option(
         0,
@@ -56,11 +61,10 @@ class CREMAD(Clips):
 
     Source: the authors' folder. The sound of a clip is taken from ``AudioWAV/<id>.wav``, else ``AudioMP3/<id>.mp3``,
     else the track of ``VideoFlash/<id>.flv``; its frames from ``Image-03-FPS/<id>/*.jpg`` (the option fps), sorted by
-    name, else from ``VideoFlash/<id>.flv``, one every 1/fps s from the first.
+    name, else from ``VideoFlash/<id>.flv`` by the option sampling.
 
-    Splits: ``OGM-GE`` and ``5954-744-744`` are not speaker-independent: all 91 actors are in train and in test. The
-    latter has the sizes of Diagnosing & Re-learning (Wei et al., ECCV 2024), whose lists hold out clips of OGM-GE's
-    train; which ones is drawn here, stratified, as those lists are not part of OGM-GE's. ``speaker`` deals the actors
+    Splits: ``OGM-GE`` and ``relearning`` are not speaker-independent: all 91 actors are in train and in test. The
+    latter holds out 744 clips of OGM-GE's train, with as many of each class as test has. ``speaker`` deals the actors
     in the order of their numbers to 5 groups: one tests, the next validates, three train. ``own`` reads ``train.csv``,
     ``test.csv`` and, if there, ``val.csv`` in ``lists/``.
 
@@ -79,9 +83,9 @@ class CREMAD(Clips):
     needs = "what prepare.py made of CREMA-D"
     source = (
         "CREMA-D (github.com/CheyneyComputerScience/CREMA-D): VideoFlash/, or AudioWAV/ or AudioMP3/ with "
-        f"Image-NN-FPS/, NN being the option fps; for its split {_OGM}; lists of your own in lists/"
+        f"Image-NN-FPS/, NN being the option fps; for its split {_OGM}, or {_RELEARNING}; lists of your own in lists/"
     )
-    lists = {"OGM-GE": _OGM, "5954-744-744": _OGM, "own": "train.csv and test.csv in lists/"}
+    lists = {"OGM-GE": _OGM, "relearning": _RELEARNING, "own": "train.csv and test.csv in lists/"}
     Options = CREMADOptions
 
     def listing(self, source: Path) -> Listing:
@@ -135,42 +139,41 @@ def _folder(source: Path) -> Path:
 def _columns(folder: Path) -> dict[str, dict[str, str]]:
     """Clip -> {split: part} of all lists that are there."""
     columns: dict[str, dict[str, str]] = {}
-    ogm = next((folder / p for p in OGM_LISTS if (folder / p / "train.csv").is_file()), None)
-    if ogm is not None:
-        lists = _lists(ogm, ("train", "test"))
-        for part, size in OGM_SIZES.items():
-            if len(lists[part]) != size:
+    for scheme, places, first in (("OGM-GE", OGM_LISTS, "train"), ("relearning", RELEARNING_LISTS, "my_train")):
+        where = next((folder / p for p in places if (folder / p / f"{first}.csv").is_file()), None)
+        if where is None:
+            continue
+        files = {part: where / f"{first if part == 'train' else part}.csv" for part in SIZES[scheme]}
+        for part, clips in _lists(files, header=True).items():
+            if len(clips) != SIZES[scheme][part]:
                 raise UserError(
-                    f"{ogm / part}.csv must list OGM-GE's {size} clips, found {len(lists[part])}; fetch it again or, "
-                    "for lists of your own, put them in lists/ and set split=own"
+                    f"{files[part]} must list the {SIZES[scheme][part]} clips of {scheme}, found {len(clips)}; fetch "
+                    "it again or, for lists of your own, put them in lists/ and set split=own"
                 )
-        train = list(lists["train"])
-        from sklearn.model_selection import train_test_split  # here: its import takes a second
-
-        _, held = train_test_split(train, test_size=HELD_OUT, stratify=list(lists["train"].values()), random_state=0)
-        for part, clips in lists.items():
             for name in clips:
-                columns[name] = {"OGM-GE": part, "5954-744-744": part}
-        for name in held:
-            columns[name]["5954-744-744"] = "val"
+                columns.setdefault(name, {})[scheme] = part
     if (folder / "lists" / "train.csv").is_file():
         parts = ["train", "test"] + (["val"] if (folder / "lists" / "val.csv").is_file() else [])
-        for part, clips in _lists(folder / "lists", parts).items():
+        for part, clips in _lists({part: folder / "lists" / f"{part}.csv" for part in parts}).items():
             for name in clips:
                 columns.setdefault(name, {})["own"] = part
     return columns
 
 
-def _lists(where: Path, parts: Sequence[str]) -> dict[str, dict[str, str]]:
-    lists = {part: read_list(where / f"{part}.csv") for part in parts}
+def _lists(files: Mapping[str, Path], header: bool = False) -> dict[str, dict[str, str]]:
+    lists = {part: read_list(path, header) for part, path in files.items()}
     for name, times in Counter(name for clips in lists.values() for name in clips).items():
         if times > 1:
+            where = files["train"].parent
             raise UserError(f"a clip must be in one split only, found {name} in {times} lists of {where}")
     return lists
 
 
-def read_list(path: Path) -> dict[str, str]:
-    """``{clip: emotion}`` of a list without header, ``1001_DFA_ANG_XX,ANG`` a line; BOM and CRLF are accepted.
+def read_list(path: Path, header: bool = False) -> dict[str, str]:
+    """``{clip: emotion}`` of a list, ``1001_DFA_ANG_XX,ANG`` a line; BOM and CRLF are accepted.
+
+    Args:
+        header: the first line may be one, with neither a clip nor an emotion in it.
 
     Raises:
         UserError: absent list, malformed line, clip listed twice, emotion unknown or not that of the clip's name.
@@ -184,6 +187,8 @@ def read_list(path: Path) -> dict[str, str]:
             continue
         name, emotion = (part.strip() for part in (row if len(row) == 2 else ("", "")))
         match = _NAME.fullmatch(name)
+        if header and number == 1 and match is None and emotion and emotion not in CLASSES:
+            continue
         if match is None:
             raise UserError(
                 f"{path} must hold lines such as 1001_DFA_ANG_XX,ANG, found {','.join(row)!r} in line {number}"

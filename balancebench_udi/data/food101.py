@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,9 @@ class Food101(Packed):
     in the square: the photographs have no common aspect) is resized, and mirrored half the time, where BalanceBenchmark
     rotates by up to 30 degrees and mirrors; see :class:`~balancebench_udi.data.frames.FrameTransform`.
 
+    Of a title, not of MMBT's texts, a leading ``RT``, everything from a web address to the end of its line, and ``#``
+    are removed, as in BalanceBenchmark.
+
     Text: the ids ``[length]`` of its first words (:func:`~balancebench_udi.data.text.tokens`) for the encoder
     ``tokens``, where BalanceBenchmark and MLA use BERT's word pieces, 40 and 256; or, with ``text=features``, a vector
     ``[width]`` from ``text_features.npy`` ``[N, width]``, whose row i belongs to the image in line i of
@@ -81,6 +85,7 @@ class Food101(Packed):
     """
 
     name = "food101"
+    version = 2
     reference = "Wang et al., Recipe recognition with large multimodal food dataset, ICME Workshops 2015"
     needs = "what prepare.py made of UPMC Food-101"
     source = (
@@ -236,8 +241,13 @@ def read_titles(path: Path, part: str) -> list[_Row]:
                     f"{path} must hold lines such as apple_pie_0.jpg,its title,apple_pie, found "
                     f"{','.join(fields)[:80]!r} in line {reader.line_num}; fetch it again"
                 )
-            rows.append(_Row(f"images/{part}/{label}/{name}", text, label, part))
+            rows.append(_Row(f"images/{part}/{label}/{name}", clean_title(text), label, part))
     return rows
+
+
+def clean_title(text: str) -> str:
+    """Without a leading RT, web addresses and what follows them in their line, and the character ``#``."""
+    return re.sub(r"https?://.*", "", re.sub(r"^RT\s+", "", text)).replace("#", "")
 
 
 def read_jsonl(path: Path, part: str) -> list[_Row]:

@@ -120,28 +120,46 @@ def _upright(picture: Image.Image) -> Image.Image:
         return picture
 
 
-def read_video(path: Path, fps: float, most: int | None = None, span: Span = WHOLE) -> list[Image.Image]:
+def read_video(
+    path: Path, fps: float, most: int | None = None, span: Span = WHOLE, published: bool = False
+) -> list[Image.Image]:
     """Of a video, upright, the first frame at or after each multiple of 1/fps s, counted from the first of the span.
 
     Args:
         most: the centres of so many equal segments of them where there are more.
         span: counted from the first frame.
+        published: those that OGM-GE's code extracts instead (:func:`is_published`); a second, of the span too, is then
+            as many frames as it takes for one.
 
     Raises:
         UserError: a damaged file, one cut short, without pictures, or without any inside ``span``.
     """
-    pictures, count = _decode_video(path, fps, span)
+    pictures, count = _decode_video(path, fps, span, published)
     wanted: Sequence[int] = range(count)
     if most is not None and count > most:
         wanted = segment_centres(torch.tensor([count]), most)[0].tolist()
     if len(pictures) == count:
         return [pictures[i] for i in wanted]
     del pictures
-    return _decode_video(path, fps, span, frozenset(wanted))[0]
+    return _decode_video(path, fps, span, published, frozenset(wanted))[0]
+
+
+def is_published(number: int, rate: int, fps: float) -> bool:
+    """Whether OGM-GE's code (``video2frame_update``, which PMR and InfoReg took over) saves a frame of a video.
+
+    Of each ``rate`` frames, which it takes for a second, it keeps ``fps``, each ``rate // fps`` after the one before:
+    at 29.97 frames a second 0, 29, 58, ... for one, and 0, 9, 18, 29, 38, 47, ... for three.
+
+    Args:
+        number: of the frame, from 0.
+        rate: frames a second, rounded down.
+    """
+    step = max(1, int(rate / fps))
+    return number % rate < step * fps and number % rate % step == 0
 
 
 def _decode_video(
-    path: Path, fps: float, span: Span, wanted: frozenset[int] | None = None
+    path: Path, fps: float, span: Span, published: bool, wanted: frozenset[int] | None = None
 ) -> tuple[list[Image.Image], int]:
     """Those of the sampled frames that are wanted, or as many as may be held, and how many there are."""
     pictures: list[Image.Image] = []
@@ -152,18 +170,22 @@ def _decode_video(
         with open_media(path) as container:
             stream = container.streams.video[0]
             longest = 1 / float(stream.average_rate) if stream.average_rate else 0.0
+            rate = max(1, int(stream.guessed_rate or stream.average_rate or 1))
+            number = -1
             for frame in container.decode(stream):
                 if frame.time is None:
                     continue
                 origin = frame.time if origin is None else origin
                 longest = max(longest, float(frame.duration * (frame.time_base or 0)))
                 last = frame.time - origin  # within 0.002: times are whole milliseconds in flv and mkv
-                if last < (span.start or 0.0) - 0.002:
+                number += 1
+                now = number / rate if published else last
+                if now < (span.start or 0.0) - 0.002:
                     continue
-                if span.end is not None and last >= span.end - 0.002:
+                if span.end is not None and now >= span.end - 0.002:
                     break
-                first = last if first is None else first
-                if last - first >= count / fps - 0.002:
+                first = now if first is None else first
+                if is_published(number, rate, fps) if published else now - first >= count / fps - 0.002:
                     held += 3 * frame.width * frame.height
                     if count in wanted if wanted is not None else held <= _HELD:
                         pictures.append(_displayed(frame))

@@ -25,6 +25,7 @@ CLASSES = {
     "binary": ("negative", "non-negative"),
     "nonzero": ("negative", "positive"),
     "seven": ("-3", "-2", "-1", "0", "+1", "+2", "+3"),
+    "intervals": ("below -2", "-2 to -1", "-1 to 0", "0", "0 to +1", "+1 to +2", "above +2"),
 }
 _LARGEST = float(np.finfo(np.float16).max)
 _CHUNK = 64  # samples in memory as float64 at once
@@ -48,20 +49,21 @@ class MOSEIOptions(Options):
     )
     label: str = option(
         "binary",
-        "binary: score below 0 or not; nonzero: negative or positive, zeros left out; seven: the score rounded",
+        "binary: score below 0 or not; nonzero: negative or positive, zeros left out; seven: the score rounded; "
+        "intervals: seven classes of unit width around 0 alone, as in AGM and BalanceBenchmark",
         source="official code of BalanceBenchmark",
         choices=tuple(CLASSES),
     )
     text_steps: int = option(50, "time steps kept of the text; the files have 50", source="published files", at_least=1)
     audio_steps: int = option(
         50,
-        "time steps kept of the audio; unaligned files have 500 (BalanceBenchmark keeps all)",
+        "time steps kept of the audio; MulT's and MMSA's unaligned files have 500 (BalanceBenchmark keeps all)",
         source="ours",
         at_least=1,
     )
     video_steps: int = option(
         50,
-        "time steps kept of the video; unaligned files have 500 (BalanceBenchmark keeps all)",
+        "time steps kept of the video; MulT's unaligned file has 500, MMSA's 375 (its settings say)",
         source="ours",
         at_least=1,
     )
@@ -77,7 +79,7 @@ class MOSEI(Packed):
     those of the file, validation included: 16326 / 1871 / 4659 utterances in the unaligned files, 16265 / 1869 / 4643
     in ``mosei_senti_data.pkl``. The score of an utterance lies in -3 to 3; exactly 0 is
     non-negative with ``label=binary``, as in BalanceBenchmark. ``label=seven`` rounds halves to even, as MulT's
-    evaluation does.
+    evaluation does. ``label=intervals`` counts -2 and -1 with what is above, +1 and +2 with what is below them.
 
     What becomes of T steps of a modality, in this order:
 
@@ -199,6 +201,8 @@ class MOSEI(Packed):
         classes = CLASSES[self.options.label]
         if self.options.label == "seven":
             return classes[round(score) + 3]
+        if self.options.label == "intervals":
+            return classes[3 + int(math.copysign(math.ceil(abs(score)), score))]
         if self.options.label == "nonzero" and score == 0:
             return None
         return classes[0 if score < 0 else 1]

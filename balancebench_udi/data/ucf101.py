@@ -17,7 +17,7 @@ from torch import Tensor
 from balancebench_udi.config import Options, option
 from balancebench_udi.data.base import Modality
 from balancebench_udi.data.clips import VIDEO, find_clips
-from balancebench_udi.data.frames import CROP, PICKS, FrameTransform, segment_centres
+from balancebench_udi.data.frames import CROP, PICKED, PICKS, FrameTransform, segment_centres
 from balancebench_udi.data.media import as_candidates, read_pictures, read_video
 from balancebench_udi.data.pack import Item, Listing, Pack, Packed, Problem, Stored
 from balancebench_udi.errors import UserError
@@ -54,7 +54,7 @@ class UCF101Options(Options):
     )
     pick: str = option(
         "segment",
-        "how they are chosen in training: random, of each segment (segment), or its first, in testing too (start)",
+        PICKED,
         source="BalanceBenchmark, official code",
         choices=PICKS,
     )
@@ -84,10 +84,10 @@ class UCF101(Packed):
     video, so validation takes whole groups of every class of train, in a random order, until ``val_share`` of the
     class is reached.
 
-    The defaults are BalanceBenchmark's 3 frames, one of each third of 6. It draws flow from all frames of each third,
-    resizes the whole picture instead of a random crop, does not negate u, and leaves flow in 0..1; these are not
-    options. MMPareto differs by encoders that begin with ImageNet's weights: protocol mmpareto, with the file named by
-    ``--set encoder.rgb.weights=FILE --set encoder.flow.weights=FILE``. DI-MML
+    The defaults are BalanceBenchmark's 3 frames, one of each third of 6, in testing the first of each. It draws flow
+    from all frames of each third, resizes the whole picture instead of a random crop, does not negate u, and leaves
+    flow in 0..1; these are not options. MMPareto differs by encoders that begin with ImageNet's weights: protocol
+    mmpareto, with the file named by ``--set encoder.rgb.weights=FILE --set encoder.flow.weights=FILE``. DI-MML
     draws consecutive frames and one crop for both modalities: ``same_crop=true`` is one crop for all frames of a
     modality, consecutive frames are not offered.
 
@@ -98,6 +98,7 @@ class UCF101(Packed):
     """
 
     name = "ucf101"
+    version = 2
     reference = "Soomro et al., arXiv:1212.0402 (2012); flow of Feichtenhofer et al., CVPR 2016"
     needs = "what prepare.py made of UCF101"
     source = (

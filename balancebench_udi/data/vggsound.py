@@ -48,7 +48,8 @@ class VGGSound(CutClips):
     OGM-GE's code draws at random in test too, so that its score differs from call to call; ours does not. It also
     leaves out clips with 3 extracted frames or fewer; here frames repeat. Its sound files were resampled by FFmpeg and
     rounded to 16 bits: of speech at 44.1 kHz that changes ``vgg_stft`` by 0.2 nats in the mean, by 0.65 in the upper
-    quarter of the bands.
+    quarter of the bands. With ``pick=segment`` clips of six frames and less show the first one throughout, as in
+    BalanceBenchmark's code.
 
     A pack of everything takes 1.9 MB a clip at the defaults, some 380 GB; ``candidates=4`` and ``stored_size=224`` take
     0.9 MB.

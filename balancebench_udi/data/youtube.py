@@ -114,6 +114,8 @@ class CutClips(Clips):
     """Base of datasets of 10 s clips that were cut out of YouTube videos."""
 
     aspect = 16 / 9
+    few = 6
+    """As in the codes of InfoReg and BalanceBenchmark: at one frame a second, clips of 6 s and less."""
 
     def items(
         self, source: Path, listed: Mapping[Name, tuple[str, Mapping[str, str]]]

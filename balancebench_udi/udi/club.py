@@ -18,9 +18,10 @@ class CLUB(nn.Module):
     Args:
         x_size: length of x, on which q is conditioned.
         y_size: length of y, which q models.
-        hidden: twice the width of the hidden layers, as in the official code.
+        hidden: twice the width of the hidden layers, as in the official code's ``CLUB``.
         lr: learning rate of Adam.
-        unit_variance: fix the variance at 1 (``CLUBMean`` of the official code).
+        unit_variance: fix the variance at 1 (``CLUBMean`` of the official code, whose hidden layer is ``hidden`` wide,
+            not half of it).
         reduction: ``mean`` or ``sum`` of the bound over the dimensions of y.
     """
 

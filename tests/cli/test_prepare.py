@@ -152,11 +152,15 @@ def test_what_run_asks_for_is_what_prepare_does(cli, prepare, six, sample, tmp_p
 def test_a_source_that_cannot_serve_the_split_is_refused_before_it_is_decoded(prepare, forty, tmp_path):
     """What run.py would refuse when all is decoded."""
     arguments = ("cremad", "--source", forty, "--data-root", tmp_path / "data")
-    for protocol, split in (("ogm", "OGM-GE"), ("relearning", "5954-744-744")):
+    lists = {
+        "OGM-GE": "OGM-GE's train.csv and test.csv (github.com/GeWu-Lab/OGM-GE_CVPR2022, data/CREMAD) in split_OGM-GE/",
+        "relearning": "the my_train.csv, val.csv and test.csv of Diagnosing & Re-learning "
+        "(github.com/GeWu-Lab/Diagnosing_Relearning_ECCV2024, code/dataset/cremad) in split_relearning/",
+    }
+    for protocol, split in (("ogm", "OGM-GE"), ("relearning", "relearning"), ("relearning_baseline", "OGM-GE")):
         assert sentence(prepare(*arguments, "--protocol", protocol)) == (
-            f"split={split} needs samples that its lists name, found none in {forty}; add OGM-GE's train.csv and "
-            "test.csv (github.com/GeWu-Lab/OGM-GE_CVPR2022, data/CREMAD) in split_OGM-GE/, or choose --set "
-            "cremad.split=speaker or own"
+            f"split={split} needs samples that its lists name, found none in {forty}; add {lists[split]}, or choose "
+            "--set cremad.split=speaker or own"
         )
     assert not (tmp_path / "data").exists()
 
@@ -206,7 +210,10 @@ def test_the_list_names_every_dataset_and_what_presets_change(prepare):
         for protocol, settings in changes.items():
             (line,) = re.findall(rf"^    --protocol {protocol}: (.*)$", entry, re.M)
             assert line == ", ".join(f"{k}={v}" for k, v in settings.items())
-    assert "    --protocol mla: audio=fbank_raw, n_frames=3, pick=start" in entries["cremad"]
+    assert (
+        "    --protocol mla: audio=fbank_raw, fps=1, sampling=as_published, candidates=10, n_frames=3, pick=start"
+        in entries["cremad"]
+    )
 
 
 def test_the_list_of_one_dataset(prepare):

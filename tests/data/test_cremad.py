@@ -125,13 +125,26 @@ def test_malformed_lists(tmp_path, line, message):
 def test_lists_of_another_size_are_not_those_of_ogm(sample, six, tmp_path):
     source = own(sample, tmp_path / "source")
     (source / "split_OGM-GE").symlink_to(six / "lists")
-    with pytest.raises(UserError, match=r"train\.csv must list OGM-GE's 6698 clips, found 4; .* set split=own"):
+    with pytest.raises(UserError, match=r"train\.csv must list the 6698 clips of OGM-GE, found 4; .* set split=own"):
         make(source, tmp_path)
     (source / "split_OGM-GE").unlink()
     (source / "split_OGM-GE").mkdir()
     (source / "split_OGM-GE" / "train.csv").write_bytes((sample / "split_OGM-GE" / "train.csv").read_bytes())
     with pytest.raises(UserError, match=r"test\.csv must be a list of clips, it is absent"):
         make(source, tmp_path)
+
+
+def test_a_header_is_accepted_in_published_lists_alone(tmp_path):
+    """Diagnosing & Re-learning's train.csv begins with one."""
+    path = tmp_path / "x.csv"
+    path.write_text(f"name,label\n{CLIPS['FEA']},FEA\n")
+    assert read_list(path, header=True) == {CLIPS["FEA"]: "FEA"}
+    with pytest.raises(UserError, match="found 'name,label' in line 1"):
+        read_list(path)
+    for first in (f"name,label\n{CLIPS['FEA']},FEA\nname,label", "1001_DFA_FEA,FEA", "name"):
+        path.write_text(f"{first}\n")
+        with pytest.raises(UserError, match="must hold lines such as"):
+            read_list(path, header=True)
 
 
 def test_one_clip_in_two_lists(sample, tmp_path):
@@ -142,6 +155,23 @@ def test_one_clip_in_two_lists(sample, tmp_path):
 # splits of the whole dataset, whose clips need only be there
 
 
+HELD = {"SAD": 140, "FEA": 133, "DIS": 129, "HAP": 123, "NEU": 114, "ANG": 105}
+"""Clips of each class in Re-learning's val.csv, as many as in its test.csv."""
+
+
+def relearning(sample, folder, leave_out=0):
+    """Lists of the sizes of Diagnosing & Re-learning's: the last clips of each class of train are held out."""
+    folder.mkdir(parents=True)
+    train = (sample / "split_OGM-GE" / "train.csv").read_text().split()
+    held = [line for c, n in HELD.items() for line in [x for x in train if x.endswith(f",{c}")][-n:]]
+    kept = [line for line in train if line not in set(held)]
+    test = (sample / "split_OGM-GE" / "test.csv").read_text().split()
+    for name, lines in {"train": train, "my_train": kept, "val": held[leave_out:], "test": test}.items():
+        header = ["name,label"] if name in ("train", "test") else []
+        (folder / f"{name}.csv").write_text("\n".join([*header, *lines]) + "\n")
+    return held
+
+
 @pytest.fixture(scope="session")
 def listed(sample, tmp_path_factory):
     """The listing of all 7442 clips."""
@@ -150,6 +180,7 @@ def listed(sample, tmp_path_factory):
     for row in list(csv.reader((sample / "SentenceFilenames.csv").open()))[1:]:
         (folder / "VideoFlash" / f"{row[1]}.flv").touch()
     (folder / "split_OGM-GE").symlink_to(sample / "split_OGM-GE")
+    relearning(sample, folder / "split_relearning")
     listing = CREMAD().listing(folder)
     assert (len(listing.items), len(listing.problems), listing.classes) == (7442, 0, CLASSES)
     return pd.DataFrame([{"id": i.id, "class": i.label, **i.columns} for i in listing.items])
@@ -169,16 +200,33 @@ def test_the_split_of_ogm(sample, listed):
         assert all(i.split("_")[2] == c for i, c in zip(rows["id"], rows["class"], strict=True))
 
 
-def test_the_split_with_a_fixed_validation_set(listed):
-    ogm, found = parts(listed), parts(listed, split="5954-744-744")
+def test_the_split_of_relearning(sample, listed, tmp_path):
+    """Its own lists, whichever clips they hold out."""
+    held = {line.split(",")[0] for line in relearning(sample, tmp_path / "lists")}
+    ogm, found = parts(listed), parts(listed, split="relearning")
     assert {name: len(rows) for name, rows in found.items()} == {"train": 5954, "val": 744, "test": 744}
+    assert set(found["val"]["id"]) == held
     assert set(found["test"]["id"]) == set(ogm["test"]["id"])
-    assert set(found["train"]["id"]) | set(found["val"]["id"]) == set(ogm["train"]["id"])
-    assert not set(found["train"]["id"]) & set(found["val"]["id"])
-    shares = found["val"]["class"].value_counts() / ogm["train"]["class"].value_counts()
-    assert shares.sub(744 / 6698).abs().max() < 0.001  # stratified
-    again = parts(listed.sample(frac=1, random_state=1), split="5954-744-744")
-    assert set(again["val"]["id"]) == set(found["val"]["id"])
+    assert set(found["train"]["id"]) == set(ogm["train"]["id"]) - held
+    assert found["val"]["class"].value_counts().to_dict() == HELD
+
+
+@pytest.mark.parametrize("place", cremad.RELEARNING_LISTS)
+def test_lists_of_relearning_must_be_whole(sample, tmp_path, place):
+    source = tmp_path / "source"
+    (source / "VideoFlash").mkdir(parents=True)
+    relearning(sample, tmp_path / "lists", leave_out=1)
+    for name in ("my_train", "val", "test"):
+        (source / place).mkdir(parents=True, exist_ok=True)
+        (source / place / f"{name}.csv").symlink_to(tmp_path / "lists" / f"{name}.csv")
+    with pytest.raises(UserError, match=r"val\.csv must list the 744 clips of relearning, found 743; fetch it again"):
+        CREMAD().listing(source)
+    (source / place / "val.csv").unlink()
+    with pytest.raises(UserError, match=r"val\.csv must be a list of clips, it is absent"):
+        CREMAD().listing(source)
+    (source / place / "val.csv").symlink_to(tmp_path / "lists" / "my_train.csv")
+    with pytest.raises(UserError, match=r"a clip must be in one split only, found .* in 2 lists of"):
+        CREMAD().listing(source)
 
 
 def test_folds_of_speakers(listed):
@@ -231,6 +279,34 @@ def test_frames_are_every_tenth_of_thirty(sample, bundle):
         assert not row[len(pictures) :].any()
 
 
+def extracted(frames, rate, kept):
+    """Which of so many frames the extractor of OGM-GE, PMR and InfoReg saves: its loop, written again."""
+    whole, saved, since = int(rate), [], 0
+    interval = int(whole / kept)
+    for count in range(frames):
+        since = 0 if count % whole == 0 else since
+        if since < interval * kept and since % interval == 0:
+            saved.append(count)
+        since += 1
+    return saved
+
+
+@pytest.mark.parametrize(("fps", "begin"), [(1, [0, 29, 58]), (3, [0, 9, 18, 29, 38, 47]), (4, [0, 7, 14, 21, 29, 36])])
+def test_frames_as_published(sample, six, tmp_path, fps, begin):
+    """29.97 frames a second count as 29."""
+    options = {"fps": fps, "sampling": "as_published", "candidates": 16, "stored_size": 224}
+    make(six, tmp_path, **options)
+    loaded = dataset(**options).load(tmp_path)
+    for row, y in zip(stored(loaded, "video"), loaded.train.target, strict=True):
+        pictures = decode(sample / "VideoFlash" / f"{CLIPS[CLASSES[y]]}.flv")
+        at = extracted(len(pictures), 29.97, fps)
+        assert at[: len(begin)] == begin[: len(at)]
+        for k, picture in enumerate(pictures[i] for i in at):
+            expected = np.asarray(picture.resize((224, 224), Image.Resampling.BILINEAR))
+            assert np.array_equal(row[k].numpy(), np.maximum(expected, 1))
+        assert not row[len(at) :].any()
+
+
 def test_a_face_before_green(bundle):
     """Red prevails in the face, green in the upper corners: channels and rows are in order."""
     video = bundle.modalities["video"].transform(stored(bundle, "video"))
@@ -274,6 +350,7 @@ def test_mp3(sample):
     [
         ({"audio": "fbank"}, (1, 128, 1024), (8, 256), [7, 7, 6, 7]),
         ({"fps": 1}, (1, 257, 188), (8, 256), [3, 3, 2, 3]),
+        ({"sampling": "as_published"}, (1, 257, 188), (8, 256), [8, 7, 6, 7]),
         ({"candidates": 3}, (1, 257, 188), (3, 256), [3] * 4),
         ({"stored_size": 224}, (1, 257, 188), (8, 224), [7, 7, 6, 7]),
     ],
@@ -301,15 +378,32 @@ def test_a_pack_of_another_version(packed, monkeypatch):
         dataset().load(packed[0])
 
 
-@pytest.mark.parametrize("options", [{"n_frames": 2}, {"same_crop": True}, {"pick": "start"}, {"val_seed": 1}])
+FREE = {
+    "n_frames": 2,
+    "same_crop": True,
+    "pick": "start",
+    "val_seed": 1,
+    "augment": False,
+    "crop_area": 0.25,
+    "view": "centre",
+    "size": 112,
+}
+
+
+@pytest.mark.parametrize("options", [{name: value} for name, value in FREE.items()])
 def test_free_options_need_no_other_pack(packed, bundle, options):
     changed = dataset(**options).load(packed[0])
     assert changed.fingerprint != bundle.fingerprint
     assert changed.facts["pack"] == bundle.facts["pack"]
     transform = changed.modalities["video"].transform
-    assert changed.modalities["video"].shape == (3, options.get("n_frames", 3), 224, 224)
+    size = options.get("size", 224)
+    assert changed.modalities["video"].shape == (3, options.get("n_frames", 3), size, size)
+    assert transform(stored(changed, "video")[:1]).shape[1:] == changed.modalities["video"].shape
     assert transform.same_crop == options.get("same_crop", False)
     assert transform.pick == options.get("pick", "random")
+    assert transform.augment == options.get("augment", True)
+    assert transform.least_area == options.get("crop_area", 0.08)
+    assert transform.central == (options.get("view") == "centre")
 
 
 def test_a_cropped_spectrogram(six, tmp_path):
@@ -378,7 +472,7 @@ def test_absent_clips_of_the_full_lists(sample, tmp_path):
         "its frames must be in Image-03-FPS/ or VideoFlash/, they are missing": 6,
     }
     assert made.manifest["splits"]["OGM-GE"] == {"train": 4, "test": 2}
-    assert sum(made.manifest["splits"]["5954-744-744"].values()) == 6
+    assert "relearning" not in made.manifest["splits"]
     with pytest.raises(UserError, match="split=own needs its lists beside the source"):
         dataset().load(tmp_path)
 
@@ -435,12 +529,11 @@ def test_the_lists_of_the_split_must_be_there_before_anything_is_decoded(sample,
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "VideoFlash").symlink_to(sample / "VideoFlash")
-    for split, served in (("OGM-GE", "speaker"), ("5954-744-744", "speaker"), ("own", "speaker")):
-        lists = "in lists/" if split == "own" else "in split_OGM-GE/"
+    for split, lists in (("OGM-GE", "split_OGM-GE"), ("relearning", "split_relearning"), ("own", "lists")):
         with pytest.raises(
             UserError,
-            match=rf"split={split} needs samples that its lists name, found none in {bare}; add .*train\.csv and "
-            rf"test\.csv .*{lists}, or choose --set cremad\.split={served}$",
+            match=rf"split={split} needs samples that its lists name, found none in {bare}; add .*train\.csv.* and "
+            rf"test\.csv .*in {lists}/, or choose --set cremad\.split=speaker$",
         ):
             make(bare, tmp_path / "root", split=split)
     with pytest.raises(UserError, match=r"or choose --set cremad\.split=speaker or own$"):
@@ -494,7 +587,7 @@ def test_no_folder(tmp_path):
         CREMAD().load(tmp_path)
 
 
-def test_the_lists_may_lie_where_they_were_published(sample, listed, tmp_path):
+def test_the_lists_may_lie_where_they_were_published(sample, tmp_path):
     for place in cremad.OGM_LISTS:
         source = tmp_path / place.replace("/", "_").replace(".", "here") / "source"
         (source / "VideoFlash").mkdir(parents=True)
@@ -503,5 +596,4 @@ def test_the_lists_may_lie_where_they_were_published(sample, listed, tmp_path):
             (source / place).mkdir(parents=True, exist_ok=True)
             (source / place / f"{name}.csv").symlink_to(sample / "split_OGM-GE" / f"{name}.csv")
         (item,) = CREMAD().listing(source).items
-        row = listed[listed["id"] == item.id].iloc[0]
-        assert item.columns == {"actor": "1001", "OGM-GE": "train", "5954-744-744": row["5954-744-744"]}
+        assert item.columns == {"actor": "1001", "OGM-GE": "train"}

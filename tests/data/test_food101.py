@@ -221,6 +221,24 @@ def test_a_title_may_hold_commas_quotes_and_a_line_break(source, tmp_path):
     assert bundle.test.stored("text", torch.tensor([0]))[0].tolist()[:6] == tokens("pie the best of all", 6).tolist()
 
 
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("RT  Apple #pie", "apple pie"),
+        ("ART of RT pie", "art of rt pie"),
+        ("pie http://t.co/x and more", "pie"),
+        ("pie https://t.co/x\nand more", "pie and more"),
+        ("#RT pie", "rt pie"),
+    ],
+)
+def test_titles_are_cleaned_as_in_balancebenchmark(source, tmp_path, text, seen):
+    rows = title_rows("test")
+    rows[2][1] = text  # apple_pie_10.jpg, the first by name
+    write_titles(source / "texts" / "test_titles.csv", rows)
+    _, bundle = made(source, tmp_path / "root")
+    assert bundle.test.stored("text", torch.tensor([0]))[0].tolist()[:6] == tokens(seen, 6).tolist()
+
+
 def test_everything_that_is_not_as_it_should_be_is_listed(source, prepared, tmp_path):
     (source / name("train", 0, 0)).unlink()
     cut(source / name("train", 0, 1))

@@ -445,7 +445,7 @@ def test_refused_options(options):
 
 
 def crop_draws(transform, flip):
-    """Draws of one sample that leave the picture whole, mirrored or not, and pick the last of each segment."""
+    """Draws of one sample that leave the picture whole, mirrored or not."""
     draws = torch.full((1, transform.draws), WHOLE)
     draws[0, max(transform.candidates, transform.n_frames) :].view(-1, BOX_DRAWS)[:, -1] = 0.0 if flip else 0.9
     return draws
@@ -462,7 +462,7 @@ def test_mirrored_flow_turns_u(made):
     assert torch.allclose(turned[0], -plain[0].flip(-1), atol=1e-3)
     assert torch.allclose(turned[1], plain[1].flip(-1), atol=1e-3)
     left, right = plain[0, 0, :, :100].mean(), plain[0, 0, :, 124:].mean()
-    level = int(stored[0, 1, 100, 50, 0])  # the last of the first third of 4
+    level = int(stored[0, 0, 100, 50, 0])  # the first third of 4
     assert left == pytest.approx(level / 127.5 - 1, abs=0.02)
     assert right == pytest.approx(30 / 127.5 - 1, abs=0.02)
     assert turned[0, 0, :, 124:].mean() == pytest.approx(-(level / 127.5 - 1), abs=0.02)
@@ -489,15 +489,23 @@ def test_frames_are_mirrored_without_a_change_of_sign(lists, tmp_path):
 
 
 def test_evaluation_sees_one_moment_in_both(made):
-    """Of 4 candidates the centres of 3 segments, in both modalities."""
+    """Of 4 candidates the first 3, thirds of one frame each, in both modalities."""
     bundle = load(made)
     stored = {m: bundle.test.stored(m, torch.tensor([0])) for m in ("rgb", "flow")}
     seen = {m: bundle.modalities[m].transform(x)[0] for m, x in stored.items()}
-    at = torch.tensor([1, 4, 7, 10])[segment_centres(torch.tensor([4]), 3)[0]] + 1
+    at = torch.tensor([1, 4, 7]) + 1
     red = seen["rgb"][0].mean((1, 2)) * 0.229 + 0.485
     assert torch.allclose(red * 255, 10.0 + 15 * at, atol=1.5)
     v = seen["flow"][1].mean((1, 2)) * 127.5 + 127.5
     assert torch.allclose(v, 200.0 - 5 * at, atol=1.5)
+
+
+@pytest.mark.parametrize("m", ["rgb", "flow"])
+def test_of_six_candidates_evaluation_sees_the_first_of_each_third(m):
+    """BalanceBenchmark's 1, 3 and 5 of the files 1 to 6."""
+    transform = UCF101().modalities(None)[m].transform
+    stored = torch.arange(10, 70, 10, dtype=torch.uint8).view(1, 6, 1, 1, 1).expand(1, 6, 224, 224, len(transform.mean))
+    assert transform.choose(stored, torch.tensor([0]), None)[0, :, 0, 0, 0].tolist() == [10, 30, 50]
 
 
 def test_a_batch_and_an_epoch(made):

@@ -78,16 +78,52 @@ def test_segment_centres():
     assert segment_centres(counts, 1).tolist() == [[4], [3], [1], [1], [0]]
 
 
+def official(pick, count, frames=3, few=0):
+    """Frames of a clip that the authors' codes show in testing, from 0; their files are numbered from 1."""
+    seg = int(count / frames)
+    if pick == "segment":  # i * seg + max(int(seg / 2), 1)
+        return [0 if count <= few or seg == 0 else i * seg + max(int(seg / 2), 1) - 1 for i in range(frames)]
+    if pick == "start":  # seg * i + 1
+        return [seg * i for i in range(frames)]
+    if pick == "first":  # the listing in order
+        return [min(i, count - 1) for i in range(frames)]
+    if pick == "bml":  # the reader begins with the last frame
+        video = [range(count)[i - 1] for i in range(count)]
+        return [video[0], video[int((count - 1) / 2)], video[count - 1]]
+    return segment_centres(torch.tensor([count]), frames)[0].tolist()
+
+
+@pytest.mark.parametrize("pick", PICKS)
+def test_evaluation(pick):
+    counts = [11, 10, 9, 8, 7, 6, 4, 3, 2, 1]
+    found = slots(FrameTransform(3, 11, pick)(numbered(counts, slots=11)))
+    assert found == [official(pick, count) for count in counts]
+
+
 @pytest.mark.parametrize(
     ("pick", "expected"),
     [
-        ("random", [[1, 4, 6], [1, 3, 5], [0, 1, 2], [0, 1, 1], [0, 0, 0]]),
-        ("segment", [[1, 4, 6], [1, 3, 5], [0, 1, 2], [0, 1, 1], [0, 0, 0]]),
-        ("start", [[0, 2, 5], [0, 2, 4], [0, 1, 2], [0, 0, 1], [0, 0, 0]]),
+        ("random", [[1, 5, 8], [1, 4, 6]]),
+        ("segment", [[0, 3, 6], [0, 2, 4]]),  # seconds 0, 3 and 6 of ten
+        ("start", [[0, 3, 6], [0, 2, 4]]),
+        ("first", [[0, 1, 2], [0, 1, 2]]),
+        ("centre", [[1, 5, 8], [1, 4, 6]]),
+        ("bml", [[9, 3, 8], [7, 2, 6]]),
     ],
 )
-def test_evaluation(pick, expected):
-    assert slots(FrameTransform(3, 8, pick)(numbered([8, 7, 3, 2, 1]))) == expected
+def test_evaluation_of_ten_and_of_eight(pick, expected):
+    assert slots(FrameTransform(3, 10, pick)(numbered([10, 8], slots=10))) == expected
+
+
+def test_few_candidates_show_the_first():
+    """As Kinetics-Sounds in InfoReg and BalanceBenchmark: six frames and less; in training, too."""
+    counts = [11, 7, 6, 5, 1]
+    transform = FrameTransform(3, 11, "segment", few=6)
+    stored = numbered(counts, slots=11)
+    assert slots(transform(stored)) == [official("segment", count, few=6) for count in counts]
+    drawn = slots(transform(stored, draws(transform, 5)))
+    assert drawn[2:] == [[0, 0, 0]] * 3
+    assert drawn[0] != [0, 0, 0] != drawn[1]
 
 
 def test_random_draws_without_replacement_in_order():
@@ -110,34 +146,42 @@ def test_random_draws_every_set_alike():
     assert seen[seen > 0].float().sub(600).abs().max() < 100  # 4.3 standard deviations
 
 
-def test_segment_draws_one_of_each_segment():
-    transform = FrameTransform(3, 8, "segment")
-    for count, segments in ((8, [{0, 1, 2}, {2, 3, 4, 5}, {5, 6, 7}]), (6, [{0, 1}, {2, 3}, {4, 5}])):
-        chosen = transform._choose(torch.full((3000,), count), draws(transform, 3000)[:, :8])
-        assert [set(column.tolist()) for column in chosen.T] == segments
-    halves = torch.bincount(chosen[:, 1]).tolist()
-    assert halves[2] == pytest.approx(1500, abs=120)
-    few = transform._choose(torch.full((200,), 2), draws(transform, 200)[:, :8])
-    assert set(few[:, 0].tolist()) == {0}
-    assert set(few[:, 1].tolist()) == {0, 1}
-    assert set(few[:, 2].tolist()) == {1}
+@pytest.mark.parametrize(("count", "frames"), [(11, 3), (8, 3), (6, 3), (3, 3), (8, 2), (7, 2)])
+def test_segment_draws_one_of_each_segment(count, frames):
+    """Frame i is one of i seg + 1 to i seg + seg, seg = int(count / frames), all alike, counted from 1."""
+    transform, seg = FrameTransform(frames, 11, "segment"), int(count / frames)
+    chosen = transform._choose(torch.full((3000,), count), draws(transform, 3000)[:, :11])
+    for i, column in enumerate(chosen.T):
+        seen = torch.bincount(column, minlength=count)
+        assert set(torch.nonzero(seen).flatten().tolist()) == set(range(i * seg, i * seg + seg))
+        assert seen[i * seg : i * seg + seg].sub(3000 / seg).abs().max() < 150  # 5 standard deviations and more
 
 
-def test_start_draws_nothing():
-    transform = FrameTransform(3, 8, "start")
-    assert slots(transform(numbered([8, 2]), draws(transform, 2))) == [[0, 2, 5], [0, 0, 1]]
+@pytest.mark.parametrize("pick", ["start", "first", "centre", "bml"])
+def test_choices_that_draw_nothing(pick):
+    transform, counts = FrameTransform(3, 10, pick), [10, 8, 2]
+    stored = numbered(counts, slots=10)
+    assert slots(transform(stored, draws(transform, 3))) == [official(pick, count) for count in counts]
 
 
 @pytest.mark.parametrize("pick", PICKS)
 def test_more_frames_than_candidates(pick):
     transform = FrameTransform(5, 3, pick)
-    expected = [[0, 0, 1, 1, 2]] * 2 if pick == "start" else [[0, 0, 1, 2, 2]] * 2
+    expected = {"segment": [0] * 5, "start": [0] * 5, "first": [0, 1, 2, 2, 2], "bml": [2, 2, 0, 0, 1]}
     found = slots(transform(numbered([3, 3], slots=3), draws(transform, 2)))
-    if pick == "segment":
-        assert all(chosen == sorted(chosen) and max(chosen) < 3 for chosen in found)
-    else:
-        assert found == expected
+    assert found == [expected.get(pick, [0, 0, 1, 2, 2])] * 2
     assert slots(transform(numbered([1, 1], slots=3), draws(transform, 2))) == [[0] * 5] * 2
+
+
+@pytest.mark.parametrize("pick", PICKS)
+def test_without_augmentation_training_is_as_testing(pick):
+    transform = FrameTransform(2, 3, pick, augment=False)
+    batches = loader(pick=pick, augment=False)
+    assert transform.draws == 0
+    (batch,) = list(batches.train(0, ["video"]))[:1]
+    assert torch.equal(batch.inputs["video"], transform(batches.bundle.train.stored("video", batch.index)))
+    (other,) = list(loader(pick=pick).train(0, ["video"]))[:1]
+    assert not torch.equal(batch.inputs["video"], other.inputs["video"])
 
 
 def test_numbers_that_a_sample_takes():
@@ -150,15 +194,15 @@ def test_numbers_that_a_sample_takes():
 # boxes
 
 
-@pytest.mark.parametrize("aspect", [4 / 3, 1.0, 2.0, 0.5, 6.0])
-def test_boxes_follow_torchvision(aspect):
+@pytest.mark.parametrize(("aspect", "least"), [*((a, 0.08) for a in (4 / 3, 1.0, 2.0, 0.5, 6.0)), (16 / 9, 0.25)])
+def test_boxes_follow_torchvision(aspect, least):
     """Kolmogorov-Smirnov on everything a box has, where torchvision's own has hardly any rounding."""
     height, n = 3000, 4000
     width = round(height * aspect)
-    boxes, flip = random_boxes(torch.rand(n, BOX_DRAWS, generator=generator(0, "boxes")), width / height)
+    boxes, flip = random_boxes(torch.rand(n, BOX_DRAWS, generator=generator(0, "boxes")), width / height, least)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        law = v2.RandomResizedCrop(CROP)
+        law = v2.RandomResizedCrop(CROP, (least, 1.0))
         drawn = [list(law.make_params([torch.empty(1, height, width)]).values()) for _ in range(n)]
     y, x, h, w = torch.tensor(drawn, dtype=torch.float64).T
     expected = {"w": w / width, "h": h / height, "x": x / width, "y": y / height}
@@ -246,6 +290,17 @@ def test_crops_show_the_box_they_drew(same_crop):
     assert len({tuple(f[:2, 0, 0].tolist()) for f in first}) == 24  # no two samples alike
 
 
+def test_crops_of_a_least_area():
+    """Of the whole area there is one crop of a square, itself; of less there are others."""
+    stored = ramps(20)
+    for least, whole in ((1.0, True), (0.25, False)):
+        transform = FrameTransform(3, 3, aspect=1.0, least_area=least)
+        frames = transform(stored, draws(transform, 20))
+        widths = (frames[:, 0, :, 0, 0] - frames[:, 0, :, 0, -1]).abs() * IMAGENET[1][0]
+        assert (widths.min() > 0.98) == whole
+        assert widths.min() > 0.4  # the narrowest has a width of sqrt(0.25 * 3 / 4)
+
+
 @pytest.mark.parametrize("size", [(320, 240), (160, 240)])
 def test_the_mean_picture_is_torchvision_s(size):
     """The mean and the spread of many augmented pictures, torchvision's applied one by one to the original."""
@@ -288,6 +343,33 @@ def test_evaluation_is_resize_and_normalise(size):
     assert (in_pixels(found) - in_pixels(chain(original))).abs().mean() < 0.6
 
 
+@pytest.mark.parametrize("size", [(480, 270), (340, 256), (200, 300), (256, 256)])
+def test_the_central_square(size):
+    """As Resize of the shorter side to 112 and CenterCrop, of the whole picture."""
+    original = smooth(*size)
+    stored = torch.from_numpy(as_candidates([original], 1, 256))[None]
+    found = in_pixels(FrameTransform(1, 1, aspect=size[0] / size[1], central=True, size=112)(stored)[0, :, 0])
+    assert found.shape == (3, 112, 112)
+    expected = v2.Compose([v2.ToImage(), v2.Resize(112), v2.CenterCrop(112)])(original).float()
+    assert (found - expected).abs().mean() < 1.5  # CenterCrop rounds to whole pixels
+    squeezed = in_pixels(FrameTransform(1, 1, size=112)(stored)[0, :, 0])
+    assert (squeezed - expected).abs().mean() > 3 or size[0] == size[1]
+
+
+@pytest.mark.parametrize("box", [(10, 30, 200, 180), (0, 0, 256, 256)])
+def test_a_smaller_crop_is_torchvision_s(box):
+    """Fine detail is averaged, as PIL and torchvision do."""
+    noise = np.random.default_rng(0).integers(1, 256, (256, 256, 3), dtype=np.uint8)
+    picture = torch.from_numpy(noise)
+    row = torch.cat([torch.zeros(1), numbers_of(box)])
+    found = in_pixels(FrameTransform(1, 1, aspect=1.0, size=112)(picture[None, None], row[None])[0, :, 0])
+    left, top, width, height = box
+    expected = tv.resized_crop(picture.permute(2, 0, 1).float(), top, left, height, width, [112, 112], antialias=True)
+    inside = (slice(None), slice(3, -3), slice(3, -3))
+    assert (found - expected)[inside].std() < 0.5 * expected.std()
+    assert float(found.std()) == pytest.approx(float(expected.std()), rel=0.2)
+
+
 def test_pictures_of_the_right_size_are_not_resized():
     stored = torch.from_numpy(as_candidates([smooth(300, 200)], 1, CROP))[None]
     exact = (stored[0, 0].permute(2, 0, 1) / 255 - MEAN) / STD
@@ -317,8 +399,8 @@ def test_mirrored_flow_goes_the_other_way():
 # what an augmentation depends on
 
 
-def loader(batch_size=4, seed=0, n=12, same=False, pick="random"):
-    transform = FrameTransform(2, 3, pick, same)
+def loader(batch_size=4, seed=0, n=12, same=False, pick="random", augment=True):
+    transform = FrameTransform(2, 3, pick, same, augment=augment)
     frames = Modality("frames", (3, 2, CROP, CROP), "resnet18", transform)
     sound = Modality("spectrogram", (1, 3, 16), "resnet18", TimeCrop(16))
     pictures = ramps(n, 3, 64)

@@ -506,6 +506,35 @@ def test_frames_a_second(tmp_path, suffix, rate, fps, expected):
     assert numbers(read_video(path, fps)) == expected
 
 
+@pytest.mark.parametrize("suffix", VIDEOS)
+@pytest.mark.parametrize(
+    ("rate", "fps", "expected"),
+    [
+        (Fraction(30000, 1001), 1, [0, 29]),
+        (Fraction(30000, 1001), 3, [0, 9, 18, 29, 38]),
+        (25, 3, [0, 8, 16, 25, 33]),
+        (Fraction(24000, 1001), 1, [0, 23]),
+        (10, 12, list(range(20))),  # not more often than there are, where the code would divide by 0
+    ],
+)
+def test_frames_as_published(tmp_path, suffix, rate, fps, expected):
+    """Of each int(rate) frames, fps at int(rate / fps) from one another: what OGM-GE's extractor saves."""
+    if suffix == ".mpg" and rate not in (25, Fraction(30000, 1001), Fraction(24000, 1001)):
+        pytest.skip("MPEG-2 has no such rate")
+    path = write_video(tmp_path / f"a{suffix}", (39 if rate != 10 else 20) / rate, rate, sound=False)
+    assert numbers(read_video(path, fps, published=True)) == expected
+
+
+@pytest.mark.parametrize(
+    ("span", "expected"), [(Span(1, 2), [29, 38]), (Span(0, 1), [0, 9, 18]), (Span(1, 99), [29, 38])]
+)
+def test_a_span_as_published(tmp_path, span, expected):
+    """Its seconds are those of the extractor: the second one begins with frame 29."""
+    path = write_video(tmp_path / "a.mp4", 39 * 1001 / 30000, Fraction(30000, 1001), sound=False)
+    assert numbers(read_video(path, 3, span=span, published=True)) == expected
+    assert numbers(read_video(path, 3, 1, span, published=True)) == [expected[len(expected) // 2]]
+
+
 def test_the_picture_is_the_picture(tmp_path):
     (picture,) = read_video(write_video(tmp_path / "a.mp4", 1, size=(96, 64)), 1)
     assert (picture.size, picture.mode) == ((96, 64), "RGB")

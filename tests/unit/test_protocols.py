@@ -29,6 +29,10 @@ PRESETS = sorted(path.stem for path in PROTOCOLS.glob("*.yaml"))
 SGD = {"name": "sgd", "momentum": 0.9}
 CODE = {"coef": "hard", "mu": 0.0}
 """PMR as its code has it: weights of 0 or 1, no entropy term."""
+OGM_FRAMES = {"fps": 1, "sampling": "as_published"}
+"""Frames that OGM-GE's script extracts, which others took over."""
+THIRDS = {"fps": 1, "n_frames": 3, "pick": "segment"}
+"""Frames of Kinetics-Sounds by InfoReg and BalanceBenchmark."""
 
 
 @functools.cache
@@ -60,7 +64,7 @@ def row(protocol: str, dataset: str, owner: str, **options: Any) -> list[Any]:
 
 
 # Written from the specifications of the methods and of BalanceBenchmark, not from the presets. The comment names the
-# section: C is core_methods, O is other_methods.
+# section: C is core_methods, O is other_methods, D is data_corrections, which stands over the others.
 TABLE = [
     # C 1.7 and 11.1, the house
     *row("default", "cremad", "run", epochs=100, batch_size=64, fusion="concat", precision="fp32"),
@@ -96,37 +100,37 @@ TABLE = [
     # C 1.7, 2.3, 10.1, 10.2, 10.7; frames as meant, C 2.4.6
     *row("ogm", "cremad", "run", epochs=100, batch_size=64, fusion="concat", test_each_epoch=True),
     *row("ogm", "cremad", "optimizer", **SGD, lr=1e-3, weight_decay=1e-4),
-    *row("ogm", "cremad", "cremad", split="OGM-GE", audio="ogm_stft", fps=1, n_frames=1, pick="random"),
+    *row("ogm", "cremad", "cremad", split="OGM-GE", audio="ogm_stft", n_frames=1, pick="random", **OGM_FRAMES),
     *row("ogm", "cremad", "ogm", alpha=0.8, noise=False),
     *row("ogm", "cremad", "ogm_ge", alpha=0.8, noise=True),
     *row("ogm", "cremad", "pmr", alpha=2.0),  # C 4.3
     *row("ogm", "vggsound", "ogm", alpha=0.1),
     *row("ogm", "vggsound", "ogm_ge", alpha=0.1, noise=True),
-    *row("ogm", "vggsound", "vggsound", audio="vgg_stft", n_frames=3, pick="random"),
+    *row("ogm", "vggsound", "vggsound", audio="vgg_stft", n_frames=3, pick="random", **OGM_FRAMES),
     *row("ogm", "kinetics_sounds", "ogm_ge", alpha=0.8),
-    *row("ogm", "kinetics_sounds", "kinetics_sounds", split="OGM-GE", audio="fbank", n_frames=3, pick="start"),
-    # C 1.7, 4.3, 10.1, 10.6; options of the scripts for concat fusion
+    *row("ogm", "kinetics_sounds", "kinetics_sounds", split="OGM-GE", audio="fbank", fps=1, n_frames=3, pick="start"),
+    # C 1.7, 4.3, 10.1, 10.6; D A5, A6; options of the scripts for concat fusion
     *row("pmr", "cremad", "run", epochs=100, batch_size=64, fusion="concat", test_each_epoch=True),
     *row("pmr", "cremad", "optimizer", **SGD, lr=1e-3, weight_decay=1e-4),
-    *row("pmr", "cremad", "cremad", split="OGM-GE", audio="pmr_299", candidates=10, n_frames=3, pick="random"),
+    *row("pmr", "cremad", "cremad", split="OGM-GE", audio="pmr_299", n_frames=3, pick="first", **OGM_FRAMES),
     *row("pmr", "cremad", "ogm", alpha=0.1),  # C 2.3
     *row("pmr", "cremad", "ogm_ge", alpha=0.1),
     *row("pmr", "cremad", "pmr", alpha=2.0, coef="clip", mu=1e-2, momentum=0.2),  # C 4.3
-    *row("pmr", "ave", "ave", audio="pmr_1004", candidates=10, n_frames=4, segment="event"),
+    *row("pmr", "ave", "ave", audio="pmr_1004", n_frames=4, segment="event", pick="first", **OGM_FRAMES),
     *row("pmr", "ave", "ogm", alpha=0.2),  # C 2.3
     *row("pmr", "ave", "ogm_ge", alpha=0.2),
     *row("pmr", "ave", "pmr", alpha=2.0, coef="clip", mu=1e-2, momentum=0.2),  # C 4.3
-    # C 3.3, 10.1
+    # C 3.3, 10.1; D A5, A8
     *row("agm", "cremad", "run", epochs=100, batch_size=64),
-    *row("agm", "cremad", "cremad", split="OGM-GE", audio="ogm_stft", n_frames=1),
+    *row("agm", "cremad", "cremad", split="OGM-GE", audio="ogm_stft", n_frames=1, pick="centre", **OGM_FRAMES),
     *row("agm", "cremad", "agm", alpha=1.5, cap=10.0, clip_above=1.0, clip_norm=1.0),
     # C 1.7, 5.4, 10.1
     *row("mmpareto", "cremad", "run", epochs=50, batch_size=64, fusion="concat", test_each_epoch=True),
     *row("mmpareto", "cremad", "optimizer", **SGD, lr=2e-3, weight_decay=1e-4),
     *row("mmpareto", "cremad", "cremad", split="OGM-GE", audio="fbank", n_frames=2, pick="segment"),
     *row("mmpareto", "cremad", "mmpareto", gamma=1.5, rescale="tensor", weights="pareto"),
-    *row("mmpareto", "kinetics_sounds", "kinetics_sounds", split="OGM-GE", audio="fbank", n_frames=3, pick="segment"),
-    # C 1.7, 7.5, 9, 10; O 7; hyper-parameters C 2.3, 3.3, 4.3 and 4.5, 5.4
+    *row("mmpareto", "kinetics_sounds", "kinetics_sounds", split="OGM-GE", audio="fbank", **THIRDS),
+    # C 1.7, 7.5, 9, 10; O 7; D A5, A7; hyper-parameters C 2.3, 3.3, 4.3 and 4.5, 5.4
     *row("balancebenchmark", "cremad", "run", epochs=30, batch_size=32, fusion="concat", test_each_epoch=True),
     *row("balancebenchmark", "cremad", "optimizer", name="adamw", lr=1e-3, weight_decay=1e-2),
     *row("balancebenchmark", "cremad", "cremad", split="OGM-GE", audio="fbank", n_frames=2, pick="segment"),
@@ -135,36 +139,74 @@ TABLE = [
     *row("balancebenchmark", "cremad", "agm", alpha=0.1),
     *row("balancebenchmark", "cremad", "pmr", alpha=0.6, **CODE, momentum=0.5),
     *row("balancebenchmark", "cremad", "mmpareto", gamma=1.5),
-    *row("balancebenchmark", "kinetics_sounds", "kinetics_sounds", audio="fbank", n_frames=3, pick="segment"),
-    *row("balancebenchmark", "vggsound", "vggsound", split="official", audio="fbank", n_frames=3, pick="segment"),
+    *row("balancebenchmark", "kinetics_sounds", "kinetics_sounds", audio="fbank", **THIRDS),
+    *row("balancebenchmark", "vggsound", "vggsound", split="official", audio="fbank", **THIRDS),
     *row("balancebenchmark", "ucf101", "ucf101", split="1", candidates=6, n_frames=3, pick="segment"),  # C 10.4
     *row("balancebenchmark", "food101", "food101", split="titles", text="tokens", length=40),  # C 10.5
     *row("balancebenchmark", "mosei", "mosei", file="mosei_senti_data_noalign.pkl", label="binary"),  # C 10.8
     *row("balancebenchmark", "mosei", "mosei", text_steps=50, audio_steps=500, video_steps=500, standardise=False),
-    # C 1.7, 2.2, 2.3, 10.2
+    # C 1.7, 2.2, 2.3, 10.2; D A4
     *row("bml", "kinetics_sounds", "run", epochs=100, batch_size=32, fusion="concat"),
     *row("bml", "kinetics_sounds", "optimizer", name="adamw", lr=5e-5, weight_decay=1e-2),
-    *row("bml", "kinetics_sounds", "kinetics_sounds", split="BML-val", n_frames=3),
+    *row("bml", "kinetics_sounds", "kinetics_sounds", split="BML-val", n_frames=3, pick="bml", same_crop=True),
+    *row("bml", "kinetics_sounds", "kinetics_sounds", crop_area=0.25, view="centre", size=112, augment=True),
     *row("bml", "kinetics_sounds", "ogm", alpha=0.8),
     *row("bml", "kinetics_sounds", "ogm_ge", alpha=0.8, k_form="tanh_alpha_rho"),
-    # C 1.7, 10.1, 10.2; O 3.12
+    # C 1.7, 10.1, 10.2; O 3.12; D A5, A7, A8
     *row("inforeg", "cremad", "run", epochs=50, batch_size=64),
     *row("inforeg", "cremad", "optimizer", **SGD, lr=2e-3, weight_decay=1e-4),
-    *row("inforeg", "cremad", "cremad", split="OGM-GE", audio="ogm_stft", fps=3, n_frames=3, pick="random"),
-    *row("inforeg", "kinetics_sounds", "kinetics_sounds", audio="fbank", n_frames=3, pick="segment"),
-    # C 10.1, 10.5; O 3.2
+    *row("inforeg", "cremad", "cremad", split="OGM-GE", audio="ogm_stft", n_frames=3, pick="random"),
+    *row("inforeg", "cremad", "cremad", fps=3, sampling="as_published"),
+    *row("inforeg", "kinetics_sounds", "kinetics_sounds", audio="fbank", **THIRDS),
+    # C 10.1, 10.5; O 3.2; D A5
     *row("mla", "cremad", "run", epochs=100, batch_size=64),
     *row("mla", "cremad", "optimizer", **SGD, lr=1e-3, weight_decay=1e-4),
-    *row("mla", "cremad", "cremad", audio="fbank_raw", n_frames=3, pick="start"),
+    *row("mla", "cremad", "cremad", audio="fbank_raw", n_frames=3, pick="start", **OGM_FRAMES),
     *row("mla", "food101", "food101", split="jsonl", length=256),
-    # C 10.1; O 3.14
-    *row("relearning", "cremad", "run", epochs=90, batch_size=64),
+    # C 10.1; O 3.14; D A3
+    *row("relearning", "cremad", "run", epochs=90, batch_size=64, test_each_epoch=True),
     *row("relearning", "cremad", "optimizer", **SGD, lr=2e-3, weight_decay=1e-4),
-    *row("relearning", "cremad", "cremad", split="5954-744-744", audio="fbank", n_frames=2, pick="segment"),
-    # C 1.7, 10.1
+    *row(
+        "relearning", "cremad", "cremad", split="relearning", audio="fbank", n_frames=2, pick="segment", augment=False
+    ),
+    *row("relearning_baseline", "cremad", "run", epochs=90, batch_size=64, test_each_epoch=True),
+    *row("relearning_baseline", "cremad", "optimizer", **SGD, lr=2e-3, weight_decay=1e-4),
+    *row("relearning_baseline", "cremad", "cremad", split="OGM-GE", audio="fbank", n_frames=2, pick="segment"),
+    *row("relearning_baseline", "cremad", "cremad", augment=True, same_crop=False),
+    # C 1.7, 10.1; D A5, A9
     *row("igm", "kinetics_sounds", "run", epochs=100, batch_size=64),
     *row("igm", "kinetics_sounds", "optimizer", **SGD, lr=1e-2, weight_decay=1e-4),
-    *row("igm", "kinetics_sounds", "kinetics_sounds", audio="igm_stft", n_frames=3),
+    *row("igm", "kinetics_sounds", "kinetics_sounds", audio="igm_stft", n_frames=3, pick="first", **OGM_FRAMES),
+]
+
+FIRST = [0, 1, 2, 3]
+FRAMES = [
+    # protocol, dataset, frames of a clip, those shown in testing, from 0; the same in training; D A3 to A8
+    ("pmr", "cremad", 3, FIRST[:3], True),
+    ("pmr", "ave", 10, FIRST, True),
+    ("igm", "kinetics_sounds", 10, FIRST[:3], True),
+    ("agm", "cremad", 2, [1], True),
+    ("agm", "cremad", 3, [1], True),
+    ("agm", "cremad", 4, [2], True),
+    ("mla", "cremad", 3, [0, 1, 2], True),
+    ("mla", "cremad", 5, [0, 1, 2], True),  # int(5 / 3) apart
+    ("ogm", "kinetics_sounds", 11, [0, 3, 6], True),  # files 1, 4, 7
+    ("bml", "kinetics_sounds", 10, [9, 3, 8], True),
+    ("bml", "kinetics_sounds", 11, [10, 4, 9], True),
+    ("relearning", "cremad", 8, [1, 5], True),  # files 2, 6
+    ("relearning", "cremad", 7, [0, 3], True),
+    ("relearning_baseline", "cremad", 8, [1, 5], False),
+    ("mmpareto", "cremad", 8, [1, 5], False),
+    ("mmpareto", "ucf101", 6, [0, 2, 4], False),
+    ("balancebenchmark", "ucf101", 6, [0, 2, 4], False),  # files 1, 3, 5
+    *(
+        (p, "kinetics_sounds", n, [0, 3, 6], False)
+        for p in ("inforeg", "balancebenchmark", "mmpareto")
+        for n in (9, 11)
+    ),
+    ("balancebenchmark", "vggsound", 10, [0, 3, 6], False),
+    ("balancebenchmark", "vggsound", 6, [0, 0, 0], True),
+    ("inforeg", "kinetics_sounds", 4, [0, 0, 0], True),
 ]
 
 WINDOWS = [
@@ -202,7 +244,8 @@ DROPS = [
     ("bml", [40, 80]),
     ("inforeg", [30]),
     ("mla", [70]),  # O 3.2
-    ("relearning", []),  # O 3.14: built, not used
+    ("relearning", []),  # D A3: none is built
+    ("relearning_baseline", []),
     ("igm", [70]),  # ours: C 1.7 has "various"
     ("laptop", [14]),
     ("small", [12]),
@@ -217,6 +260,25 @@ def test_a_run_under_a_preset_has_the_value_of_its_source(protocol, dataset, own
         assert load_protocol(protocol, PROTOCOLS, {}).run.precision == value
     else:
         assert under(protocol, dataset, owner)[name] == value
+
+
+@pytest.mark.parametrize(("protocol", "dataset", "count", "shown", "fixed"), FRAMES)
+def test_a_clip_is_shown_by_the_frames_of_its_source(protocol, dataset, count, shown, fixed):
+    preset = load_protocol(protocol, PROTOCOLS, {})
+    data = registry.datasets.get(dataset)
+    made = data(data.Options.build(dataset, preset.datasets[dataset]))
+    for modality in made.modalities(SimpleNamespace()).values():
+        if modality.kind not in ("frames", "flow"):
+            continue
+        slots = made.options.candidates
+        stored = torch.zeros(1, slots, 4, 4, modality.shape[0], dtype=torch.uint8)
+        stored[0, :count] = torch.arange(1, count + 1, dtype=torch.uint8).view(-1, 1, 1, 1)
+        seen = [modality.transform.choose(stored, torch.tensor([0]), None)[0, :, 0, 0, 0].sub(1).tolist()]
+        for seed in range(20 if modality.transform.draws else 0):
+            draws = torch.rand(1, modality.transform.draws, generator=torch.Generator().manual_seed(seed))
+            seen.append(modality.transform.choose(stored, torch.tensor([0]), draws)[0, :, 0, 0, 0].sub(1).tolist())
+        assert seen[0] == shown
+        assert (seen == [shown] * len(seen)) == fixed
 
 
 @pytest.mark.parametrize(("protocol", "dataset", "method", "first", "last"), WINDOWS)
