@@ -16,7 +16,7 @@ from torch import Tensor
 from balancebench_udi.config import Options, option
 from balancebench_udi.data.base import Affine, Modality
 from balancebench_udi.data.clips import PICTURES, extracted_frames
-from balancebench_udi.data.frames import CROP, PICKS, FrameTransform, TimeCrop
+from balancebench_udi.data.frames import CROP, PICKED, PICKS, FrameTransform, TimeCrop
 from balancebench_udi.data.pack import SILENT, Stored
 from balancebench_udi.data.sound import SILENCE, SPECTROGRAMS
 from balancebench_udi.data.text import LENGTH, VOCABULARY, tokens
@@ -35,7 +35,7 @@ class ManifestOptions(Options):
     )
     pick: str = option(
         "random",
-        "how they are chosen in training: random, of each segment (segment), or its first, in testing too (start)",
+        PICKED,
         source="ours, as InfoReg",
         choices=PICKS,
     )

@@ -99,9 +99,9 @@ class KineticsSounds(CutClips):
 
     Departures from the official code: its script takes the fbank of each file's first channel at the file's own rate,
     here it is that of the channels' mean at 16 kHz. Its frames 1, 1 + n/3 and 1 + 2n/3, in training and test alike, are
-    ``fps=1 n_frames=3 pick=start``. With ``pick=segment`` clips of six frames and less show the first one throughout, as
-    in the codes of InfoReg and BalanceBenchmark, which leave out those of three and less. Clips of 10 s at one frame a
-    second have ten or eleven.
+    ``fps=1 n_frames=3 pick=start``. With ``pick=segment`` clips of six frames and less show the first one throughout,
+    as in the codes of InfoReg and BalanceBenchmark, which leave out those of three and less. Clips of 10 s at one frame
+    a second have ten or eleven.
 
     Reference: R. Arandjelovic and A. Zisserman, Look, Listen and Learn, ICCV 2017; W. Kay et al., The Kinetics Human
     Action Video Dataset, arXiv 1705.06950. Lists: X. Peng et al., OGM-GE, CVPR 2022 (github.com/GeWu-Lab/
