@@ -154,6 +154,7 @@ def read_pictures(paths: Sequence[Path], most: int | None = None) -> list[Image.
                         f"the pictures of a sample must take at most {_MOST_HELD} bytes, found more with {path} of "
                         f"{picture.width} x {picture.height}; scale them down"
                     )
+                picture.load()
                 pictures.append(_upright(picture).convert("RGB"))
         except Image.DecompressionBombError:
             most = 2 * (Image.MAX_IMAGE_PIXELS or 0)

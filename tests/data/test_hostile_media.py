@@ -4,6 +4,7 @@ import os
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import av
 import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
+from scipy.io import wavfile
 
 from balancebench_udi.data import media
 from balancebench_udi.data.audio import check_rate
@@ -195,12 +197,24 @@ def test_sound_that_begins_after_years(tmp_path, monkeypatch):
     assert float(read_sound(path, Span(0, 2))[0].abs().max()) == 0
 
 
-def png(width, height, rows=b""):
+def test_floats_that_are_none_make_no_warning(tmp_path):
+    values = np.array([[np.nan, 1], [3e38, 3e38], [np.inf, -np.inf]], np.float32)
+    wavfile.write(tmp_path / "a.wav", 16000, values)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert not read_sound(tmp_path / "a.wav")[0].isfinite().any()
+    assert not caught
+
+
+def png(width, height, rows=b"", more=()):
     def chunk(name, content):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    text = b"".join(chunk(*part) for part in more)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + text + chunk(b"IEND", b"")
+    )
 
 
 def test_pictures_that_are_too_large(tmp_path, monkeypatch):
@@ -230,6 +244,15 @@ def test_pillow_says_nothing_on_stderr(tmp_path):
         done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True)
         assert done.stderr == ""
     assert done.stdout == "(9500, 9500) (16, 16)\n"
+
+
+def test_a_text_in_a_picture_that_unpacks_to_much(tmp_path):
+    """Pillow raises what it raises nowhere else."""
+    path, text = tmp_path / "a.png", b"Comment\0\0" + zlib.compress(bytes(2**24))
+    path.write_bytes(png(40, 30, bytes(30 * 121), [(b"zTXt", text)]))
+    with pytest.raises(ValueError, match="MAX_TEXT_CHUNK"), Image.open(path) as picture:
+        picture.load()
+    refused(lambda: read_pictures([path]), "must be a whole picture, it is damaged or cut short; fetch it again$")
 
 
 @pytest.mark.parametrize("size", [(0, 0), (0, 10), (10, 0)])
