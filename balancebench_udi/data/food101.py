@@ -20,6 +20,7 @@ from balancebench_udi.data.base import Modality, long_cells
 from balancebench_udi.data.clips import PICTURES
 from balancebench_udi.data.frames import CROP, FrameTransform
 from balancebench_udi.data.media import as_candidates, read_pictures
+from balancebench_udi.data.npy import map_npy
 from balancebench_udi.data.pack import Item, Listing, Pack, Packed, Problem, Stored
 from balancebench_udi.data.text import LENGTH, VOCABULARY, tokens, words
 from balancebench_udi.errors import UserError
@@ -284,10 +285,7 @@ def read_features(folder: Path, width: int) -> dict[str, np.ndarray]:
     for file in (path, ids):
         if not file.is_file():
             raise UserError(f"text=features needs {file}, which is absent; make it with a text encoder of your own")
-    try:
-        table = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError, OSError):
-        raise UserError(f"{path} must be an array as numpy.save writes it, it is damaged; make it again") from None
+    table = map_npy(path)
     names = [line.strip() for line in _text(ids).split("\n") if line.strip()]
     if table.ndim != 2 or table.shape[1] != width or table.dtype.kind not in "fiu":
         raise UserError(

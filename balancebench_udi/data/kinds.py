@@ -17,6 +17,7 @@ from balancebench_udi.config import Options, option
 from balancebench_udi.data.base import Affine, Modality
 from balancebench_udi.data.clips import PICTURES, extracted_frames
 from balancebench_udi.data.frames import CROP, PICKED, PICKS, FrameTransform, TimeCrop
+from balancebench_udi.data.npy import map_npy
 from balancebench_udi.data.pack import SILENT, Stored
 from balancebench_udi.data.sound import SILENCE, SPECTROGRAMS
 from balancebench_udi.data.text import LENGTH, VOCABULARY, tokens
@@ -249,7 +250,7 @@ class Npy(Kind):
 
     def decode(self, content: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
         """The array, a sequence cut or padded."""
-        array = _map(content[0])
+        array = map_npy(content[0])
         if array.dtype.kind not in "biuf":
             raise UserError(f"{content[0]} must hold numbers, found {array.dtype}; save it as float32")
         dims = 1 if self.length is None else 2
@@ -289,20 +290,10 @@ class Steps:
         return values * stored[..., -1:]
 
 
-def _map(path: Path) -> np.ndarray:
-    """The array in a ``.npy`` file, memory-mapped."""
-    try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except OSError:
-        raise
-    except Exception:  # a damaged header lets errors of Python's own parser through
-        raise UserError(f"{path} must be a whole .npy file of numbers, it is not; save it again") from None
-
-
 def _shape(path: Path) -> tuple[int, ...] | None:
     """Shape of a ``.npy`` file, where it is that of a vector or a sequence."""
     try:
-        array = _map(path)
+        array = map_npy(path)
     except (OSError, UserError):
         return None
     return array.shape if array.ndim in (1, 2) and array.size else None

@@ -16,6 +16,8 @@ from balancebench_udi.errors import UserError
 FOLDERS = ("mnist", "MNIST/raw", ".")
 """Where the files may lie below the data root; the second is torchvision's layout."""
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+MOST = 2**26
+"""Bytes that one of them may unpack to: MNIST's largest takes 47 MB."""
 NEEDS = "MNIST's four IDX files, plain or .gz, in mnist/ or MNIST/raw/"
 """For :attr:`Dataset.needs`."""
 
@@ -46,9 +48,12 @@ def read_idx(path: Path, dims: int) -> Tensor:
         UserError: unreadable, truncated or another kind of file.
     """
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            raw = file.read(MOST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} must be a readable file, found: {error}; download it again") from None
+    if len(raw) > MOST:
+        raise UserError(f"{path} must unpack to at most {MOST} bytes, it is larger; download it again")
     start = 4 + 4 * dims
     expected = 0x800 + dims  # two zero bytes, 0x08 for unsigned bytes, the number of dimensions
     magic, *shape = (int(n) for n in np.frombuffer(raw[:start].ljust(start, b"\0"), dtype=">u4"))

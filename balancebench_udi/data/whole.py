@@ -8,6 +8,8 @@ from pathlib import Path
 
 import av
 
+from balancebench_udi.data.container import open_media
+
 _MISSING, _SHARE = 0.5, 0.05
 """Seconds, and share, of the length that a file states which may be missing, the less of both, besides one frame."""
 _UNSTATED = ("aac", "mp3", "mpeg", "mpegts", "ogg")
@@ -19,11 +21,6 @@ _STREAMED = 2**31 - 2**16
 
 _Read = Callable[[int, int], bytes]
 """From offset and size to the bytes there, with zeros for those behind the end of the file."""
-
-
-def open_media(path: Path) -> av.container.InputContainer:
-    """The file, whatever bytes its title and the like hold."""
-    return av.open(str(path), metadata_errors="ignore")
 
 
 def is_whole(path: Path, container: av.container.InputContainer, kind: str, end: float, longest: float) -> bool:

@@ -162,10 +162,10 @@ def _duration(path: Path) -> float:
     """Seconds that a file says it lasts; 0 where it does not, or cannot be read."""
     import av  # here: prepared data do without
 
-    from balancebench_udi.data.whole import open_media
+    from balancebench_udi.data.container import open_media
 
     try:
         with open_media(path) as container:
             return (container.duration or 0) / av.time_base
-    except av.FFmpegError:
+    except (av.FFmpegError, ValueError):
         return 0.0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,6 +268,10 @@ ENCODERS: dict[str, _Entry] = {
 }
 
 
+_MOST_BYTES = 2**30
+"""Of a file of weights: torchvision's take 47 MB."""
+_CLASSIFIER = ("fc.weight", "fc.bias")
+"""What a file may hold beyond an encoder."""
 _weights: dict[str, Path] = {}
 """Content of a file of weights -> where this process was told of it."""
 
@@ -323,14 +328,18 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     """The state dict of a ResNet-18, and the file's content as ``sha256:...``.
 
     Raises:
-        UserError: no such file, or another content.
+        UserError: no such file, or another content: nothing in it is executed.
     """
     try:
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise UserError(f"weights must be a file of at most {_MOST_BYTES} bytes, found {size} in {path}")
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"weights must be a file that can be read, found {path}: {error.strerror}") from None
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of another content
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         found = {name: value.shape for name, value in state.items()}
     except Exception:  # torch raises many kinds for other content, and every one means the same here
         raise UserError(
@@ -341,9 +350,15 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     if len(first := found.get("conv1.weight", ())) == 4:
         wanted["conv1.weight"] = torch.Size((64, first[1], 7, 7))  # of any channels
     for name, shape in wanted.items():
-        if not name.endswith("num_batches_tracked") and found.get(name) != shape:
+        if name.endswith("num_batches_tracked"):
+            continue
+        if found.get(name) != shape:
             raise UserError(
                 f"weights must be those of torchvision's resnet18, {name} of shape {tuple(shape)}, found "
                 f"{'none' if found.get(name) is None else tuple(found[name])} in {path}"
             )
+        if not (state[name].is_floating_point() and state[name].isfinite().all()):
+            raise UserError(f"weights must be finite numbers, found others in {name} of {path}; use another file")
+    if others := [str(name) for name in found if name not in wanted and name not in _CLASSIFIER]:
+        raise UserError(f"weights must be those of torchvision's resnet18, found {others[0]} in {path}, which it lacks")
     return {n: v for n, v in state.items() if n in wanted}, f"sha256:{hashlib.sha256(data).hexdigest()}"

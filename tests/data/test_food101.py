@@ -473,10 +473,10 @@ def test_damaged_features(source):
         with pytest.raises(UserError, match=message):
             dataset(**options).listing(source)
     cut(path)
-    with pytest.raises(UserError, match=r"as numpy.save writes it, it is damaged"):
+    with pytest.raises(UserError, match=r"must be a whole .npy file of numbers, it is not; save it again"):
         dataset(**options).listing(source)
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match=r"as numpy.save writes it, it is damaged"):
+    with pytest.raises(UserError, match=r"must be a whole .npy file of numbers, it is not; save it again"):
         dataset(**options).listing(source)
 
 
