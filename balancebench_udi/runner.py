@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import gc
-import hashlib
 import os
 import platform
 import statistics
@@ -31,13 +30,11 @@ from balancebench_udi.errors import UserError
 from balancebench_udi.nets.encoders import build_encoder, encoder_options
 from balancebench_udi.nets.fusion import check_fusion
 from balancebench_udi.protocol import Protocol
-from balancebench_udi.spec import RunSpec, canonical
-from balancebench_udi.store import Store
+from balancebench_udi.spec import RunSpec
+from balancebench_udi.store import Store, sealed
 from balancebench_udi.strategy import Batch, Strategy
 from balancebench_udi.trainer import Trainer, Watch, give_back_memory
 
-FORMAT = 1
-"""Version of the record format."""
 PROBE_SECONDS = 2.0
 """Time after which no further step is taken to tell how long a step takes."""
 
@@ -237,7 +234,7 @@ def run_all(
     for job in jobs:
         (outcome.done if store.done(job.spec) else missing).append(job)
     if missing:
-        store.prepare()  # before the bar is drawn
+        store.prepare(say)  # before the bar is drawn
         _commit()  # of the code that runs, whatever happens to the files meanwhile
     with contextlib.ExitStack() as stack:
         bar = bar if bar is not None else stack.enter_context(step_bar(missing))
@@ -293,26 +290,13 @@ def _run(
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (traceback in {path})"
     bar.update(before + job.steps - bar.n)
     if store.weights:
-        kept = trainer.weights()
-        store.replace(store.weights_path(job.spec), lambda handle: torch.save(kept, handle))
+        store.save_weights(job.spec, trainer.weights())
     cost = {**made["cost"], **_compute(job, made["result"]["passes"])}
     cost["wall_seconds"] = trainer.wall_seconds()
     cost["peak_memory_bytes"] = _peak_memory(device) if fresh else None
     cost["peak_memory_of"] = "run"
-    store.write(
-        job.spec,
-        {
-            "format": FORMAT,
-            "key": job.spec.key,
-            "cell": job.spec.cell,
-            "spec": job.spec.as_dict(),
-            "result": made["result"],
-            "result_sha256": hashlib.sha256(canonical(made["result"]).encode()).hexdigest(),
-            "cost": cost,
-            "data": {"classes": list(job.bundle.classes), "facts": dict(job.bundle.facts)},
-            "machine": describe_machine(device),
-        },
-    )
+    data = {"classes": list(job.bundle.classes), "facts": dict(job.bundle.facts)}
+    store.write(job.spec, sealed(job.spec, made["result"], cost, data, describe_machine(device)))
     return None
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 from balancebench_udi.config import Options, option
 from balancebench_udi.errors import UserError
@@ -108,10 +111,39 @@ class RunSpec:
         return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
 
 
+def keys_of(values: Mapping[str, Any]) -> tuple[str, str]:
+    """Key and cell of the run that a specification describes, as a record holds it.
+
+    Raises:
+        TypeError: fields that a run does not have, or has not.
+    """
+    if values.keys() != FIELDS:
+        values = RunSpec.from_dict(values).as_dict()
+    others = orjson.dumps({name: value for name, value in values.items() if name != "seed"})
+    before, after, cell = _around_seed(others)
+    return _sha(f"{before}{canonical(values['seed'])}{after}"), cell
+
+
+@functools.lru_cache(maxsize=4096)
+def _around_seed(others: bytes) -> tuple[str, str, str]:
+    """The canonical JSON of a specification before and after its seed's value, and its cell."""
+    values = orjson.loads(others)
+    before = canonical({name: value for name, value in values.items() if name < "seed"})[:-1]
+    after = canonical({name: value for name, value in values.items() if name > "seed"})[1:]
+    return f'{before},"seed":', f",{after}", _sha(f"{before},{after}")
+
+
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces; NaN and infinity refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(canonical(value).encode()).hexdigest()[:12]
+    return _sha(canonical(value))
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+FIELDS = {field.name for field in dataclasses.fields(RunSpec)}

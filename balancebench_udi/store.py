@@ -6,37 +6,41 @@ Layout below the results folder::
     failures/<key>.txt                       the traceback of a run that broke
     claims/<key>.lock                        held by the process that works on it
     checkpoints/<key>.pt                     where an interrupted run goes on
-    weights/<key>.pt                         trained networks, where they were asked for
+    weights/<key>.pt, <key>.sha256           trained networks, where they were asked for, and their checksum
     stages/<stage key>.pt                    finished phases that several methods share
+
+Checkpoints and stages end with a checksum; one that is damaged is set aside as ``*.damaged``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
+import functools
 import glob
 import hashlib
+import io
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
+import torch
+from torch import Tensor
 
+from balancebench_udi import files
 from balancebench_udi.errors import UserError
-from balancebench_udi.spec import RunSpec, canonical
+from balancebench_udi.files import Locks, explained
+from balancebench_udi.spec import RunSpec, canonical, keys_of
 
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - Windows has no flock: runs are then not protected against a second worker
-    fcntl = None  # type: ignore[assignment]
-
-
-REQUIRED = [f.name for f in dataclasses.fields(RunSpec) if f.default is dataclasses.MISSING]
-"""What every record's specification has."""
+FORMAT = 2
+"""Of the records that are written: from 2 on they hold a checksum of everything in them, ``sha256``."""
+STATE = b"\nbalancebench state 1 "
+"""What comes between a checkpoint or a stage and its checksum."""
+AGAIN = "delete it to train again"
 
 
 class Store:
@@ -45,6 +49,7 @@ class Store:
     def __init__(self, root: Path, weights: bool = False) -> None:
         self.root = root
         self.weights = weights
+        self.say: Callable[[str], None] = print
 
     def record_path(self, spec: RunSpec) -> Path:
         return self.root / "records" / spec.dataset / spec.method / f"{spec.key}.json"
@@ -68,12 +73,7 @@ class Store:
             UserError: a file that is not a record of this run.
         """
         path = self.record_path(spec)
-        if not path.exists():
-            return None
-        record = read_record(path)
-        if record["key"] != spec.key:
-            raise UserError(f"{path} must hold the record {spec.key}, found {record['key']}: delete it to train again")
-        return record
+        return read_record(path) if os.path.lexists(path) else None
 
     def done(self, spec: RunSpec) -> bool:
         """Whether nothing is left to do for ``spec``.
@@ -100,15 +100,13 @@ class Store:
         """Write ``record`` once: a file that is there already stays as it is."""
         path = self.record_path(spec)
         text = json.dumps(record, sort_keys=True, indent=1, allow_nan=False) + "\n"
-        with self._explained(path), _temporary(path) as (handle, temporary):
-            handle.write(text.encode())
-            _sync(handle)
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, path)
-        self.failure_path(spec).unlink(missing_ok=True)
+        with explained(path):
+            files.create(path, text.encode())
         checkpoint = self.checkpoint_path(spec)
-        for leftover in (checkpoint, *checkpoint.parent.glob(f".{checkpoint.name}.*")):  # of a process that was killed
-            leftover.unlink(missing_ok=True)
+        killed = checkpoint.parent.glob(f".{checkpoint.name}.*")  # what processes that were killed left
+        for leftover in (self.failure_path(spec), checkpoint, *killed):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
         return path
 
     def write_failure(self, spec: RunSpec, text: str) -> Path:
@@ -119,96 +117,232 @@ class Store:
 
     def replace(self, path: Path, write: Callable[[BinaryIO], Any]) -> None:
         """Replace ``path`` by what ``write(handle)`` writes, all or nothing."""
-        with self._explained(path), _temporary(path) as (handle, temporary):
-            write(handle)
-            _sync(handle)
-            os.replace(temporary, path)
+        with explained(path):
+            files.replace(path, write)
 
-    def prepare(self) -> None:
-        """Make the folder of the claims, and so find out whether anything can be written.
+    # -- states ------------------------------------------------------------------------------------------------------
+
+    def save_state(self, path: Path, state: Mapping[str, Any]) -> None:
+        """:func:`save_state`; a refusal is a sentence."""
+        with explained(path):
+            save_state(path, state)
+
+    def load_state(self, path: Path, fits: Callable[[Any], bool], instead: str) -> Any | None:
+        """A checkpoint or a stage; None where there is none.
+
+        One that is damaged, or that is not what ``fits``, is set aside, and a line says so.
+
+        Args:
+            instead: what happens then, such as "the run starts again".
+        """
+        if not os.path.lexists(path):
+            return None
+        state = load_state(path)
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):  # of another version
+            if isinstance(state, dict) and fits(state):
+                return state
+        aside = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.damaged")
+        with explained(path), contextlib.suppress(FileNotFoundError):  # another process was faster
+            os.rename(path, aside)
+            self.say(f"{path} is damaged or of another version: it is now {aside.name}, and {instead}")
+        return None
+
+    def save_weights(self, spec: RunSpec, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Keep trained networks: a plain file of torch, and its checksum beside it."""
+        path = self.weights_path(spec)
+
+        def write(handle: BinaryIO) -> None:
+            passed: Any = _Summed(handle)
+            torch.save(tensors, passed)
+            digest = passed.sum.hexdigest()
+            files.replace(path.with_suffix(".sha256"), lambda beside: beside.write(f"{digest}  {path.name}\n".encode()))
+
+        self.replace(path, write)
+
+    def load_weights(self, spec: RunSpec) -> dict[str, dict[str, Tensor]]:
+        """``{reading: {tensor name: value}}`` as they were kept.
 
         Raises:
-            UserError: it cannot.
+            UserError: they cannot be read, or are not what was kept.
         """
-        with self._explained(self.root / "claims"):
-            (self.root / "claims").mkdir(parents=True, exist_ok=True)
+        path = self.weights_path(spec)
+        with _readable(path):
+            data, beside = path.read_bytes(), path.with_suffix(".sha256")
+            digest = beside.read_bytes()[:64].decode(errors="replace") if os.path.lexists(beside) else None
+        tensors = _loaded(io.BytesIO(data)) if digest in (None, hashlib.sha256(data).hexdigest()) else None
+        if not isinstance(tensors, dict) or not all(
+            isinstance(values, dict) and all(isinstance(value, Tensor) for value in values.values())
+            for values in tensors.values()
+        ):
+            raise UserError(f"{path} must hold the weights that were kept, found a damaged file: {AGAIN}")
+        return tensors
+
+    # -- claims ------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def locks(self) -> Locks:
+        """Of the folder of the claims, which is made.
+
+        Raises:
+            UserError: nothing can be written there.
+        """
+        folder = self.root / "claims"
+        with explained(folder):
+            return Locks(folder)
+
+    def prepare(self, say: Callable[[str], None] = print) -> None:
+        """Find out whether anything can be written, and say what the file system cannot do.
+
+        Raises:
+            UserError: nothing can be written.
+        """
+        self.say = say
+        if "locks" in vars(self):
+            return
+        locks, lost = self.locks, []
+        if not locks.flock:
+            minutes = round(files.LEASE_SECONDS / 60)
+            lost.append(
+                f"no flock: claims are leases of {minutes} minutes, and a run that is killed on another machine is "
+                "free again after that"
+            )
+        if not locks.links:
+            lost.append("no hard links: only its claim keeps a record from being written twice")
+        if lost:
+            say(f"the file system of {self.root} has {'; and '.join(lost)}")
 
     @contextlib.contextmanager
     def claim(self, spec: RunSpec) -> Iterator[bool]:
         """True while this process holds ``spec``, False where another one does. A process that dies lets go."""
         path = self.root / "claims" / f"{spec.key}.lock"
-        with self._explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = path.open("a")
-        with handle:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    if error.errno in (errno.EAGAIN, errno.EACCES):
-                        yield False
-                        return
-                    raise
-            yield True
+        self._check_places(spec)
+        with contextlib.ExitStack() as stack:
+            with explained(path):
+                mine = stack.enter_context(self.locks.hold(path))
+            yield mine
 
-    @contextlib.contextmanager
-    def _explained(self, path: Path) -> Iterator[None]:
-        """Turn the operating system's refusals into a sentence."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                what = "the disk is full"
-            elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                what = "it is not writable"
-            elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-                what = "a file lies where a folder should be"
-            else:
-                raise
-            raise UserError(
-                f"{path} could not be written because {what}: choose another --out or make room; finished runs are kept"
-            ) from error
+    def _check_places(self, spec: RunSpec) -> None:
+        """Refuse, before anything is trained, files where folders should be, and a folder where a file should be."""
+        for path in (self.record_path(spec), self.failure_path(spec), self.weights_path(spec), self.stage_path("")):
+            for folder in path.relative_to(self.root).parents:
+                with explained(self.root / folder):
+                    if os.path.lexists(self.root / folder) and not (self.root / folder).is_dir():
+                        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        with explained(self.failure_path(spec)):
+            if self.failure_path(spec).is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """One record file.
 
     Raises:
-        UserError: not JSON (which has no NaN), or not a record.
+        UserError: not JSON (which has no NaN), not a record, or not the one that its name and its folders promise.
     """
     try:
-        record = orjson.loads(path.read_bytes())
-        record["key"], [record["spec"][name] for name in REQUIRED]
+        with _readable(path):
+            record = orjson.loads(path.read_bytes())
+        spec, (key, cell) = record["spec"], keys_of(record["spec"])
         record["result"]["readings"], record["result"]["modalities"], record["cost"], record["machine"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} must be a record, found a damaged file ({error}): delete it to train again") from None
+        told, version = (record["key"], record["cell"]), record["format"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} must be a record, found a damaged file ({error}): {AGAIN}") from None
+    if version not in range(1, FORMAT + 1):
+        raise UserError(
+            f"{path} must be of a format up to {FORMAT}, found {version!r}: update balancebench, or {AGAIN}"
+        )
+    if told != (key, cell):
+        raise UserError(f"{path} must hold the specification of {told[0]}, found that of {key}: {AGAIN}")
+    if path.stem != key:
+        raise UserError(f"{path} must hold the record {path.stem}, found {key}: {AGAIN}")
+    if path.parts[-3:-1] != (spec["dataset"], spec["method"]):
+        raise UserError(f"{path} must lie in {spec['dataset']}/{spec['method']}, found another folder: move it there")
     return record
 
 
-def check_result(path: Path) -> None:
-    """Make sure that the result in a record file is the one that was written with it.
+def sealed(spec: RunSpec, result: Any, cost: Any, data: Any, machine: Any) -> dict[str, Any]:
+    """The record of a run, with its checksums."""
+    parts = {"result": result, "result_sha256": _sha256(result), "cost": cost, "data": data, "machine": machine}
+    record = {"format": FORMAT, "key": spec.key, "cell": spec.cell, "spec": spec.as_dict(), **parts}
+    return {**record, "sha256": _sha256(record)}
+
+
+def check_record(path: Path) -> None:
+    """Make sure that a record file is as it was written; those of format 1 have a checksum of the result only.
 
     Raises:
         UserError: it is not, or the file is not a record.
     """
     record = read_record(path)
-    if hashlib.sha256(canonical(record["result"]).encode()).hexdigest() != record.get("result_sha256"):
-        raise UserError(f"{path} must hold the result that was recorded, found another: delete it to train again")
+    if _sha256(record["result"]) != record.get("result_sha256"):
+        raise UserError(f"{path} must hold the result that was recorded, found another: {AGAIN}")
+    seal = record.pop("sha256", None)
+    if record["format"] > 1 and seal != _sha256(record):
+        raise UserError(f"{path} must be as it was recorded, found another cost, machine or data: {AGAIN}")
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint or a stage, all or nothing: a file of torch, STATE, and a checksum of its name and content.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+
+    def write(handle: BinaryIO) -> None:
+        passed: Any = _Summed(handle, path.name.encode())
+        torch.save(state, passed)
+        handle.write(STATE + passed.sum.hexdigest().encode())
+
+    files.replace(path, write)
+
+
+def load_state(path: Path) -> Any | None:
+    """What :func:`save_state` wrote; None where there is none, or it is damaged."""
+    length = len(STATE) + 64
+    try:
+        with path.open("rb") as handle:
+            data = handle.read(max(0, os.fstat(handle.fileno()).st_size - length))
+            end = handle.read()
+    except OSError:
+        return None
+    digest = hashlib.sha256(path.name.encode())
+    digest.update(data)
+    return _loaded(io.BytesIO(data)) if end == STATE + digest.hexdigest().encode() else None
+
+
+class _Summed:
+    """Passes what is written on to a file, and keeps the SHA-256 of it, and of ``before``."""
+
+    def __init__(self, handle: BinaryIO, before: bytes = b"") -> None:
+        self.handle = handle
+        self.sum = hashlib.sha256(before)
+
+    def write(self, data: Any) -> int:
+        self.sum.update(data)
+        return self.handle.write(data)
+
+    def flush(self) -> None:
+        self.handle.flush()
+
+
+def _loaded(handle: BinaryIO) -> Any | None:
+    """What ``torch.save`` wrote, tensors and plain values only; None where it is damaged."""
+    try:
+        return torch.load(handle, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception:  # torch raises many kinds for a damaged file, and every one means the same here
+        return None
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[tuple[BinaryIO, str]]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def _readable(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to read into a sentence."""
     try:
-        with os.fdopen(descriptor, "wb") as handle:
-            os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
-            yield handle, name
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-
-
-def _sync(handle: BinaryIO) -> None:
-    handle.flush()
-    os.fsync(handle.fileno())
+        yield
+    except OSError as error:
+        raise UserError(f"{path} must be readable, found: {error.strerror or error}; move it away") from error

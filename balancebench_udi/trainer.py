@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
 import math
 import sys
 import time
@@ -280,7 +279,7 @@ class Trainer:
                 "curves": [c for c in progress.curves if c["phase"] == phase.name],
                 "from": self.spec.key,
             }
-            self.store.replace(self._stage_path(phase), lambda handle: torch.save(stage, handle))
+            self.store.save_state(self._stage_path(phase), stage)
         self._enter(phase)
 
     def _enter(self, phase: Phase) -> None:
@@ -300,11 +299,12 @@ class Trainer:
 
     def _reuse(self, phase: Phase) -> bool:
         """Take a phase that another run has trained identically. True where there was one."""
-        if phase.shared is None or self.store is None or not (path := self._stage_path(phase)).exists():
+        if phase.shared is None or self.store is None:
             return False
-        stage = load_file(path)
+        stage = self.store.load_state(
+            self._stage_path(phase), lambda state: self._fits(state, phase), f"phase {phase.name} is trained again"
+        )
         if stage is None:
-            path.unlink(missing_ok=True)
             return False
         self.progress.snapshots.append(stage["snapshots"])
         self.progress.costs.append({**stage["cost"], "phase": phase.name, "reused_from": stage["from"]})
@@ -312,6 +312,16 @@ class Trainer:
         self.tick(phase.name, phase.epochs * self.task.steps_per_epoch)
         self._enter(phase)
         return True
+
+    def _fits(self, stage: Mapping[str, Any], phase: Phase) -> bool:
+        """Whether a stage holds what the phase trains, in every reading."""
+        own, readings = _shapes(self._snapshot(phase)), stage["snapshots"]
+        return (
+            {"curves", "from"} <= stage.keys()
+            and stage["cost"].keys() == self._cost(phase).keys()
+            and phase.keep in readings
+            and all(_shapes(reading["tensors"]) == own for reading in readings.values())
+        )
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -324,7 +334,7 @@ class Trainer:
             "optimizer": optimizer.state_dict(),
             "generator": self.task.generator.get_state(),
         }
-        self.store.replace(self.store.checkpoint_path(self.spec), lambda handle: torch.save(state, handle))
+        self.store.save_state(self.store.checkpoint_path(self.spec), state)
         self._saved_at = time.monotonic()
 
     def wall_seconds(self) -> float:
@@ -333,11 +343,19 @@ class Trainer:
 
     def _resume(self) -> dict[str, Any] | None:
         """Go back to the last checkpoint, if there is one; returns the optimiser's state."""
-        if self.store is None or not (path := self.store.checkpoint_path(self.spec)).exists():
+        if self.store is None:
             return None
-        state = load_file(path)
-        if state is None or not fits(self.strategy, state["strategy"]):  # damaged, or of other code: start again
-            path.unlink(missing_ok=True)
+        names = {"progress", "strategy", "optimizer", "generator"}
+        state = self.store.load_state(
+            self.store.checkpoint_path(self.spec),
+            lambda state: (
+                names <= state.keys()
+                and state["progress"].keys() == vars(self.progress).keys()
+                and fits(self.strategy, state["strategy"])
+            ),
+            "the run starts again",
+        )
+        if state is None:
             return None
         self.progress = Progress(**state["progress"])
         for entry in self.progress.curves:
@@ -451,7 +469,14 @@ class Trainer:
         return kept
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put the tensors of one reading of :meth:`weights` in place."""
+        """Put the tensors of one reading of :meth:`weights` in place.
+
+        Raises:
+            UserError: they are those of another network.
+        """
+        own = {n: v for n, v in self.strategy.state_dict().items() if not is_auxiliary(n)}
+        if _shapes(own) != _shapes(tensors):
+            raise UserError(f"weights must be those of {self.spec.method} in this run, found other names or shapes")
         load_tensors(self.strategy, tensors)
 
     def _passes(self) -> dict[str, dict[str, int]]:
@@ -511,16 +536,8 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def fits(module: nn.Module, state: Mapping[str, Any]) -> bool:
     """Whether ``state`` holds the module's tensors, by name and shape."""
-
-    def shapes(values: Mapping[str, Any]) -> dict[str, torch.Size | None]:
-        return {name: value.shape if isinstance(value, Tensor) else None for name, value in values.items()}
-
-    return shapes(module.state_dict()) == shapes(state)
+    return _shapes(module.state_dict()) == _shapes(state)
 
 
-def load_file(path: Path) -> dict[str, Any] | None:
-    """A file that ``torch.save`` wrote, tensors and plain values only; None where it is damaged."""
-    try:
-        return torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
-    except Exception:  # torch raises many kinds for a damaged file, and every one means the same here
-        return None
+def _shapes(values: Mapping[str, Any]) -> dict[str, torch.Size | None]:
+    return {name: value.shape if isinstance(value, Tensor) else None for name, value in values.items()}

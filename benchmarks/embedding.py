@@ -120,8 +120,11 @@ def namespace(given: argparse.Namespace, words: Sequence[str]) -> argparse.Names
 def features(job: Job, store: Store, device: torch.device, given: argparse.Namespace) -> tuple[Any, Any]:
     """Features ``[N, D]`` of the modality and classes ``[N]``, of evenly spaced test samples."""
     trainer = Trainer(job.spec, job.bundle, job.method, job.options, device)
-    kept = torch.load(store.weights_path(job.spec), map_location="cpu", weights_only=True)
-    trainer.restore(kept[given.select])
+    kept = store.load_weights(job.spec).get(given.select, {})
+    try:
+        trainer.restore(kept)
+    except UserError as error:
+        raise UserError(f"{store.weights_path(job.spec)}: {error}; delete it to train again") from None
     size = trainer.loader.size("test")
     index = torch.arange(0, size, max(1, size // given.samples))[: given.samples]
     with evaluating(trainer.strategy):

@@ -4,6 +4,7 @@
     python benchmarks/records.py --dataset cgmnist,mosi --to runs.csv
     python benchmarks/records.py --dataset cgmnist --method udi --samples --to samples.parquet     # a row a test sample
     python benchmarks/records.py --check                                                           # nothing was changed
+    python benchmarks/records.py --clean                                           # what nothing uses; --yes removes it
 
 The columns are those of balancebench_udi.report.tidy. Only existing records are read; nothing is trained.
 """
@@ -23,10 +24,11 @@ if str(HERE.parent) not in sys.path:  # a plain checkout, called from anywhere
 import pandas as pd
 from tqdm import tqdm
 
+from balancebench_udi import cleaning
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.report.comparison import RULES
 from balancebench_udi.report.tidy import SAMPLE, frame, samples, trained_alone
-from balancebench_udi.store import Store, check_result, read_record
+from balancebench_udi.store import Store, check_record, read_record
 from benchmarks.command import ALONE, Parser, default_out, guarded, short, words
 
 
@@ -34,7 +36,9 @@ def parser() -> Parser:
     """The command line."""
     p = Parser(prog="records.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--to", type=Path, metavar="FILE", help="a .csv or a .parquet file")
-    p.add_argument("--check", action="store_true", help="make sure that no result was changed since it was recorded")
+    p.add_argument("--check", action="store_true", help="make sure that no record was changed since it was written")
+    p.add_argument("--clean", action="store_true", help="list the files of the results folder that nothing uses")
+    p.add_argument("--yes", action="store_true", help="with --clean: remove them")
     p.add_argument("--dataset", help="names, separated by commas (default: every dataset with records)")
     p.add_argument("--method", help="names, separated by commas (default: every method with records)")
     p.add_argument(
@@ -56,16 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> int:
     """Read the records, write the table."""
+    store = Store(given.out if given.out is not None else default_out())
+    if given.clean or given.yes:
+        if not given.clean or given.check or given.to is not None:
+            raise UserError("--clean takes no other option than --yes and --out, and --yes none without it")
+        return clean(store, given.yes)
     if given.to is None and not given.check:
         raise UserError("records.py needs the file to write, found none: name it with --to, or call with --check")
     if given.to is not None:
         check_format(given.to)
-    store = Store(given.out if given.out is not None else default_out())
     paths = record_paths(store, given.dataset, given.method)
-    if given.check:
-        for path in tqdm(paths, unit="record", delay=1.0):
-            check_result(path)
-        print(f"{len(paths)} results are as they were recorded")
+    if given.check and not check(paths):
+        return 2
     if given.to is None:
         return 0
     select = None if given.select == "all" else given.select
@@ -93,6 +99,37 @@ def run(given: argparse.Namespace) -> int:
 
     store.replace(given.to, write)
     print(f"{rows} rows of {runs} runs, {len(columns)} columns; written: {short(given.to)}")
+    return 0
+
+
+def check(paths: Sequence[Path]) -> bool:
+    """Whether every record is as it was written; says which ones are not."""
+    damaged = []
+    for path in tqdm(paths, unit="record", delay=1.0):
+        try:
+            check_record(path)
+        except UserError as error:
+            damaged.append(f"error: {error}")
+    if damaged:
+        print(*damaged, f"{len(damaged)} of {len(paths)} records are damaged", sep="\n", file=sys.stderr)
+        return False
+    print(f"{len(paths)} records are as they were written")
+    return True
+
+
+def clean(store: Store, remove: bool) -> int:
+    """List what nothing uses, or remove it."""
+    kinds = [kind for kind in cleaning.unused(store) if kind.paths]
+    for kind in kinds:
+        print(f"{len(kind.paths)} {kind.name}: {kind.bytes / 1e6:,.1f} MB")
+    count, size = sum(len(kind.paths) for kind in kinds), sum(kind.bytes for kind in kinds) / 1e6
+    if not count:
+        print(f"nothing in {short(store.root)} is unused")
+    elif remove:
+        gone = cleaning.remove(store, kinds)
+        print(f"removed: {len(gone)} of {count} files, of {size:,.1f} MB")
+    else:
+        print(f"{count} files, {size:,.1f} MB; nothing was removed: --clean --yes does")
     return 0
 
 

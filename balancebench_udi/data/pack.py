@@ -19,7 +19,6 @@ import abc
 import csv
 import dataclasses
 import errno
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -53,6 +52,7 @@ from balancebench_udi.data.base import (
     stratified_holdout,
 )
 from balancebench_udi.errors import UserError
+from balancebench_udi.files import Locks
 
 FORMAT = 2
 MANIFEST, INDEX, PROBLEMS, JOURNAL, LABEL = "manifest.json", "index.csv", "problems.csv", "journal.jsonl", "label.npy"
@@ -485,12 +485,10 @@ def _no_room(error: OSError, folder: Path) -> UserError:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the kernel frees when this process dies."""
-    with (folder / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} must be built by one process, another is at it; wait for it") from None
+    """Hold the folder's lock, which is free again when this process dies."""
+    with Locks(folder).hold(folder / "lock") as mine:
+        if not mine:
+            raise UserError(f"{folder} must be built by one process, another is at it; wait for it")
         yield
 
 

@@ -75,13 +75,16 @@ def test_csv_holds_the_table(call, store):
 def test_a_result_that_was_changed_is_found(call, store):
     done = call("--check")
     assert (done.code, done.err) == (0, "")
-    assert done.out == f"{len(store.record_paths())} results are as they were recorded\n"
+    assert done.out == f"{len(store.record_paths())} records are as they were written\n"
     path = store.record_paths()[-1]
     record = json.loads(path.read_text())
     record["result"]["readings"]["best_val"]["test"]["accuracy"] += 1e-9
     path.write_text(json.dumps(record))
-    assert refused(call("--check")) == (
-        f"{path} must hold the result that was recorded, found another: delete it to train again"
+    called = call("--check")
+    assert (called.code, called.out) == (2, "")
+    assert called.err == (
+        f"error: {path} must hold the result that was recorded, found another: delete it to train again\n"
+        "1 of 6 records are damaged\n"
     )
 
 

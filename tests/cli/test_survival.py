@@ -7,8 +7,9 @@ import signal
 import time
 
 import pytest
-import torch
 from calls import ROOT, content, finish, records, shas, spawn
+
+from balancebench_udi.store import load_state, save_state
 
 DIGITS = ("--dataset", "digits", "--protocol", "quick", "--device", "cpu", "--checkpoint-every", "0")
 DRAWING_UDI = ("udi", "--set", "udi.weights=static", "--set", "udi.estimator=sampled")
@@ -22,8 +23,8 @@ def position(out):
     paths = list(out.glob("checkpoints/*.pt"))
     if not paths:
         return None
-    progress = torch.load(paths[0], weights_only=True)["progress"]
-    return progress["phase"], progress["epoch"]
+    state = load_state(paths[0])
+    return None if state is None else (state["progress"]["phase"], state["progress"]["epoch"])
 
 
 def stop(process, out, at, how):
@@ -44,9 +45,9 @@ def stop(process, out, at, how):
 def mark(out):
     """Mark the only checkpoint; its phase."""
     (path,) = out.glob("checkpoints/*.pt")
-    state = torch.load(path, weights_only=True)
+    state = load_state(path)
     state["progress"]["costs"][-1]["seconds"] += MARK
-    torch.save(state, path)
+    save_state(path, state)
     return state["progress"]["phase"]
 
 

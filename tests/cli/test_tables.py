@@ -21,6 +21,7 @@ from balancebench_udi.errors import UserError
 from balancebench_udi.metrics.predictions import pack
 from balancebench_udi.report import tidy
 from balancebench_udi.runner import Outcome
+from balancebench_udi.spec import keys_of
 from balancebench_udi.store import Store
 from benchmarks.run import make_plan
 from benchmarks.table_specs import (
@@ -100,9 +101,11 @@ def fake(out: Path, row: Row, column: Column, seed: int, select: str = "best_val
     epochs = full["epochs"]
     phase = {"seconds": 90.0 * epochs, "cpu_seconds": 90.0 * epochs, "evaluation_seconds": 10.0 * epochs}
     phase |= {"phase": "training", "reused_from": None, "forward": ones, "backward": ones}
+    key, cell = keys_of(full)
     record = {
-        "key": f"{row.name}-{seed}-{len(list(out.glob('records/*/*/*')))}",
-        "cell": "a",
+        "format": 1,
+        "key": key,
+        "cell": cell,
         "spec": full,
         "result": {
             "readings": {select: reading, "last": reading},

@@ -16,6 +16,7 @@ import registry
 from balancebench_udi.errors import UserError
 from balancebench_udi.metrics.predictions import pack
 from balancebench_udi.report.tidy import SAMPLE, frame, rows, samples, trained_alone
+from balancebench_udi.spec import keys_of
 from balancebench_udi.store import Store, read_record
 from tests.helpers import written_spec
 
@@ -317,8 +318,10 @@ def store(tmp_path):
     for dataset in ("toy", "toys", "t*"):
         for method in ("joint", "ogm"):
             for seed in (1, 0):
-                path = tmp_path / "records" / dataset / method / f"{method}-{seed}.json"
-                text = json.dumps(make(method, seed, {"dataset": dataset}))
+                made = make(method, seed, {"dataset": dataset})
+                key, cell = keys_of(made["spec"])
+                path = tmp_path / "records" / dataset / method / f"{key}.json"
+                text = json.dumps({**made, "format": 1, "key": key, "cell": cell})
                 store.replace(path, lambda handle, text=text: handle.write(text.encode()))
     return store
 
@@ -365,9 +368,10 @@ def test_two_thousand_records_take_seconds(tmp_path):
     folder.mkdir(parents=True)
     try:
         for seed in range(2000):
-            changed = text.replace(record["key"].encode(), b"%012x" % seed)
+            key = keys_of({**record["spec"], "seed": seed})[0]
+            changed = text.replace(record["key"].encode(), key.encode())
             changed = changed.replace(b'"seed": %d' % record["spec"]["seed"], b'"seed": %d' % seed)
-            (folder / f"{seed:012x}.json").write_bytes(changed)
+            (folder / f"{key}.json").write_bytes(changed)
         store, started = Store(tmp_path), time.process_time()
         assert sum(1 for _ in store.records()) == 2000
         read, started = time.process_time() - started, time.process_time()
