@@ -30,11 +30,3 @@ def _leave(number: int, _: FrameType | None) -> None:
         os.write(2, b"\ninterrupted\n")
     finally:
         os._exit(128 + number)
-
-
-def main() -> int:
-    """The installed command ``balancebench``: :mod:`benchmarks.run`."""
-    begin()
-    from benchmarks.run import main
-
-    return main()
