@@ -112,6 +112,8 @@ def _status(
     try:
         with listening():
             return run(parser.parse_args(arguments))
+    except SystemExit as end:  # of --help
+        return int(end.code or 0)
     except UserError as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return 2
