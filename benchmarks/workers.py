@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -191,7 +190,7 @@ def _work(plan: Plan, given: Any, threads: int, parent: Connection) -> None:
     except UserError as error:
         messenger.tell("error", str(error))
     except Stopped as stop:
-        sys.exit(128 + stop.number)
+        os._exit(128 + stop.number)  # all is written and closed; tearing down the interpreter may take seconds
     except KeyboardInterrupt:
         pass
 

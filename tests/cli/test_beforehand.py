@@ -11,7 +11,7 @@ from test_mistakes import QUICK, mistake, sentence  # noqa: F401
 
 from balancebench_udi import places
 from balancebench_udi.trainer import Trainer
-from benchmarks import tables
+from benchmarks import embedding, tables
 from benchmarks.run import parse_seeds
 
 ONE = ("--methods", "joint", *QUICK, "--epochs", "1")
@@ -187,6 +187,19 @@ def test_tables_are_checked_before_they_are_trained(tmp_path, monkeypatch, capsy
     assert tables.main(["mine.yaml", "--run", "--out", "out"]) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert re.search(expected, err)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [(["--name", ""], r"--name must be a plain folder name, found ''"), ([], r"out/figures/digits-quick could not be")],
+)
+def test_a_figure_is_checked_before_it_is_trained(tmp_path, monkeypatch, capsys, untrained, more, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "figures").write_text("mine\n")
+    words = ["--dataset", "digits", "--protocol", "quick", "--modality", "gray", "--panel", "a: joint", "--out", "out"]
+    assert embedding.main([*words, *more]) == 2
+    assert re.search(expected, capsys.readouterr().err.splitlines()[-1])
 
 
 def test_a_table_of_many_seeds_has_a_folder_that_can_be():
