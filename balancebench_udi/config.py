@@ -21,6 +21,9 @@ from typing import Any, Self
 
 from balancebench_udi.errors import UserError, near_misses
 
+LARGEST = 2**63 - 1
+"""What tensors and readers of records take for a whole number."""
+
 
 def option(
     default: Any,
@@ -122,7 +125,10 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
             if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
                 raise ValueError
             text = str(value)
-            return int(value) if text.lstrip("+-").isdigit() else _whole(float(value))
+            number = int(value) if text.lstrip("+-").isdigit() else _whole(float(value))
+            if abs(number) > LARGEST:
+                raise UserError(f"{name} must be at most {LARGEST} in size, found a number of {len(text)} characters")
+            return number
         if hint is float:
             if isinstance(value, bool):
                 raise ValueError

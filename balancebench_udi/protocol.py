@@ -26,13 +26,18 @@ from balancebench_udi.config import Options, option
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.spec import Optimizer, Schedule
 
+MOST = 1_000_000
+"""Epochs of a phase, samples in a batch."""
+
 
 @dataclass(frozen=True)
 class RunOptions(Options):
     """The numbers of a run that belong to no part in particular."""
 
-    epochs: int = option(100, "epochs of a training phase", source="OGM-GE, PMR code", at_least=1)
-    batch_size: int = option(64, "training samples in a batch", source="OGM-GE, PMR, MMPareto code", at_least=2)
+    epochs: int = option(100, "epochs of a training phase", source="OGM-GE, PMR code", at_least=1, at_most=MOST)
+    batch_size: int = option(
+        64, "training samples in a batch", source="OGM-GE, PMR, MMPareto code", at_least=2, at_most=MOST
+    )
     fusion: str = option("concat", "name of the fusion", source="OGM-GE code")
     precision: str = option(
         "fp32",
@@ -119,6 +124,9 @@ def load_protocol(name: str, folder: Path, overrides: Mapping[str, Mapping[str, 
             if section == "methods_on":
                 for method, options in given.items():
                     _check_kind(f"{section}.{owner}.{method} of {path}", options, *OPTIONS)
+            if section == "published":
+                for row in given:
+                    check_published(row, f" in {section}.{owner} of {path}")
 
     def parts(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         sections: dict[str, type[Options]] = {"run": RunOptions, "optimizer": Optimizer, "schedule": Schedule}
@@ -138,6 +146,28 @@ def load_protocol(name: str, folder: Path, overrides: Mapping[str, Mapping[str, 
 def _check_kind(owner: str, given: Any, kind: type, what: str) -> None:
     if not isinstance(given, kind):
         raise UserError(f"{owner} must hold {what}, found {given!r}")
+
+
+def check_published(row: Any, where: str = "") -> None:
+    """Refuse a row of ``published`` that no table can show.
+
+    Raises:
+        UserError: something is absent or of the wrong kind; ``where`` follows the words "a published row".
+    """
+    if not isinstance(row, Mapping):
+        raise UserError(f"a published row{where} must hold names with values, found {row!r}")
+    lacking = [name for name in ("label", "accuracy", "source", "protocol") if name not in row]
+    if lacking:
+        raise UserError(
+            f"a published row{where} must have label, accuracy, source and protocol, found no {lacking[0]}: {row}"
+        )
+    for name in ("label", "source", "protocol"):
+        if not isinstance(row[name], str):
+            raise UserError(f"{name} of a published row{where} must be text, found {row[name]!r}")
+    value = row["accuracy"]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (number and 0 <= value <= 100):
+        raise UserError(f"a published accuracy{where} must be in percent, 0 to 100, found {value!r} for {row['label']}")
 
 
 def _named(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 import balancebench_udi
 from balancebench_udi.data.base import Bundle, Dataset
 from balancebench_udi.errors import UserError
+from balancebench_udi.interruption import unsaved
 from balancebench_udi.nets.encoders import build_encoder, encoder_options
 from balancebench_udi.nets.fusion import check_fusion
 from balancebench_udi.protocol import Protocol
@@ -246,6 +247,7 @@ def run_all(
                     continue
                 if not store.done(job.spec):  # another process may have finished it since the plan was made
                     error = _run(job, store, device, checkpoint_every, bar, watch)
+                    unsaved(False)  # a signal that waited for this run ends the call here
                     if error is not None:
                         outcome.failed.append((job, error))
                         say(f"failed: {job.spec.method} seed {job.spec.seed}: {error}")

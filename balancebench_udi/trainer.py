@@ -22,6 +22,7 @@ from balancebench_udi.data.base import Bundle
 from balancebench_udi.data.loader import Batch, Loader
 from balancebench_udi.errors import RunFailed, UserError
 from balancebench_udi.evaluation import compare_gradients, evaluate, fit_probes
+from balancebench_udi.interruption import asked, unsaved
 from balancebench_udi.metrics.predictions import pack
 from balancebench_udi.nets.model import build_model
 from balancebench_udi.replay import Logs, Steps
@@ -79,7 +80,8 @@ class Trainer:
         options: the method's options.
         device: where to train.
         store: where checkpoints and shared phases live; None keeps nothing.
-        checkpoint_every: least seconds between two checkpoints; 0 writes one after every epoch.
+        checkpoint_every: least seconds between two checkpoints; 0 writes one after every epoch. One is also written
+            before a signal ends the call, see :mod:`interruption`.
         tick: progress callback.
         watch: gets the curves as they grow.
     """
@@ -188,6 +190,7 @@ class Trainer:
             give_back_memory()
             self._validate(phase, epoch, lr, train)
             progress.epoch = epoch + 1
+            unsaved(self.store is not None)
             if not self._over(phase):
                 self._checkpoint(optimizer)
         self.steps.forget()
@@ -326,7 +329,7 @@ class Trainer:
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def _checkpoint(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.store is None or time.monotonic() - self._saved_at < self.checkpoint_every:
+        if self.store is None or (time.monotonic() - self._saved_at < self.checkpoint_every and not asked()):
             return
         state = {
             "progress": {**vars(self.progress), "wall_seconds": self.wall_seconds()},
@@ -336,6 +339,7 @@ class Trainer:
         }
         self.store.save_state(self.store.checkpoint_path(self.spec), state)
         self._saved_at = time.monotonic()
+        unsaved(False)
 
     def wall_seconds(self) -> float:
         """Since the trainer was made, and of the processes that the run was interrupted in."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from balancebench_udi.errors import UserError
+from balancebench_udi.places import obstacle
 from balancebench_udi.spec import RunSpec
 
 
@@ -42,7 +43,7 @@ class TensorBoard:
     def __call__(self, spec: RunSpec) -> Callable[[Mapping[str, Any]], None]:
         """Begin a run; what is returned takes the entries of its curves, one by one."""
         self.close()
-        place = self.folder / spec.dataset / spec.protocol / f"{spec.method}-{spec.key}-seed{spec.seed}"
+        place = curves_of(self.folder, spec)
         with self._explained():
             writer = self._writer = self._open(str(place), purge_step=0)
         done, current = 0, None
@@ -82,10 +83,30 @@ class TensorBoard:
         try:
             yield
         except OSError as error:
-            raise UserError(
-                f"{self.folder} must take the events for TensorBoard, found that it cannot be written "
-                f"({error.strerror}): name another folder or make room; finished runs are kept"
-            ) from error
+            raise _refused(self.folder, error.strerror) from error
+
+
+def curves_of(folder: Path, spec: RunSpec) -> Path:
+    """The folder of one run."""
+    return folder / spec.dataset / spec.protocol / f"{spec.method}-{spec.key}-seed{spec.seed}"
+
+
+def check_curves(folder: Path, specs: Iterable[RunSpec]) -> None:
+    """Find out before anything is trained whether ``folder`` can take the curves of these runs.
+
+    Raises:
+        UserError: it cannot.
+    """
+    for spec in specs:
+        if what := obstacle(curves_of(folder, spec)):
+            raise _refused(folder, what)
+
+
+def _refused(folder: Path, why: str | None) -> UserError:
+    return UserError(
+        f"{folder} must take the events for TensorBoard, found that it cannot be written ({why}): "
+        "name another folder or make room; finished runs are kept"
+    )
 
 
 def watching(folder: Path | None) -> AbstractContextManager[TensorBoard | None]:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
+import errno
+import hashlib
 import os
+import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from balancebench_udi.errors import UserError, near_misses
+from balancebench_udi.interruption import Stopped, listening
+from balancebench_udi.places import LONGEST_NAME
 from balancebench_udi.store import Store
+from benchmarks.streams import lossy
 
 HERE = Path(__file__).resolve().parent
 PROTOCOLS = HERE / "protocols"
@@ -21,7 +29,7 @@ PUBLISHED = HERE / "published.yaml"
 ALONE = ("unimodal", "ensemble")
 """The methods that train every modality alone, in order of preference."""
 LONGEST_SHOWN = 200
-"""Characters of a path that a sentence shows."""
+"""Characters of a value that a sentence shows."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Of mallopt, in glibc's malloc.h."""
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
@@ -29,11 +37,41 @@ LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 os.environ.setdefault(LARGE_PAGES, "1")  # here: a module may make a tensor when it is imported
 
 
+UNPRINTED = 4
+"""Exit status where what a command prints could not be written, in any way but that its reader has gone (141)."""
+STATUSES = """exit status: 0 done, 1 some run failed, 2 a mistake, 3 runs are missing because another process trains
+them, 4 what was printed could not be written, 130 or 143 interrupted (Ctrl-C, SIGTERM), 141 nobody reads the output"""
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one sentence, like every other."""
+    """A parser whose complaints are one sentence, like every other, and whose paths can be paths."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register("type", Path, _path)
 
     def error(self, message: str) -> Any:
         raise UserError(f"{message}; see --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As the base class; it takes ``--seeds=--`` for an empty list, or breaks on it."""
+        given = sys.argv[1:] if args is None else list(args)
+        for text in given:
+            flag, _, value = text.partition("=")
+            if flag.startswith("--") and value == "--":
+                self.error(f"argument {flag}: expected a value, found '--'")
+        return super().parse_known_args(given, namespace)
+
+
+def _path(text: str) -> Path:
+    """What an option of the type ``Path`` gave, if the system can have such a path."""
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"must be text that can name a file, found {text!r}") from None
+    if not text or b"\0" in encoded:
+        raise argparse.ArgumentTypeError(f"must name a file or a folder, found {text!r}")
+    return Path(text)
 
 
 def guarded(
@@ -42,38 +80,63 @@ def guarded(
     arguments: Sequence[str] | None,
     hint: str,
 ) -> int:
-    """Run a command line; returns the exit status: that of ``run``, 2 after a mistake, 130 after a Ctrl-C.
+    """Run a command line; returns the exit status: that of ``run``, 2 after a mistake, 128 + its number after a signal.
 
-    It is 141 where the reader of the output has gone, as with ``| head``: the status a shell gives such a program.
+    Where stdout cannot be written the work is done all the same; if it went well, the status is 141 where the reader
+    has gone, as with ``| head`` (a shell gives it such a program), else 4.
 
     Args:
         run: does what the parsed command line asks for.
         arguments: None reads ``sys.argv``.
         hint: what an interrupted user should know, such as "nothing was written".
     """
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files are bytes, not always of an encoding
-    try:
-        status = run(parser.parse_args(arguments))
+    with lossy() as out:
+        status = _status(run, parser, arguments, hint)
         sys.stdout.flush()
-        return status
+        if out is None or out.problem is None:
+            return status
+        if out.problem.errno == errno.EPIPE:
+            print("stopped: nobody reads the output any more", file=sys.stderr)
+            return status or 128 + signal.SIGPIPE
+        print(f"error: stdout must take the output, found: {out.problem.strerror}; all else is done", file=sys.stderr)
+        return status or UNPRINTED
+
+
+def _status(
+    run: Callable[[argparse.Namespace], int],
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    hint: str,
+) -> int:
+    """The status of the work itself."""
+    try:
+        with listening():
+            return run(parser.parse_args(arguments))
+    except SystemExit as end:  # of --help
+        return int(end.code or 0)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"\ninterrupted; {hint}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still in the buffer
-        print("stopped: nobody reads the output any more", file=sys.stderr)
-        return 141
+        return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
     except OSError as error:
         if error.filename is None:
             raise
-        shown = str(error.filename)
-        shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
+        shown = _one_line(shown_short(str(error.filename)))
         print(f"error: {shown} must be readable or writable, found: {error.strerror}; name another", file=sys.stderr)
         return 2
+
+
+def _one_line(text: str) -> str:
+    """What a terminal shows as one line, whatever names and values it quotes."""
+    kept = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return kept.encode(errors="backslashreplace").decode()
+
+
+def shown_short(text: str) -> str:
+    """Not more of a value than a sentence can show."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def words(text: str, flag: str) -> list[str]:
@@ -94,9 +157,46 @@ def folder_name(text: str) -> str:
     Raises:
         UserError: it does not.
     """
-    if Path(text).name != text or text in ("", ".."):
-        raise UserError(f"--name must be a plain folder name, found {text!r}")
+    if Path(text).name != text or text in ("", "..") or not text.isprintable():
+        raise UserError(f"--name must be a plain folder name, found {shown_short(text)!r}")
+    if len(text.encode()) > LONGEST_NAME:
+        raise UserError(f"--name must have at most {LONGEST_NAME} bytes, found {len(text.encode())}: shorten it")
     return text
+
+
+def fitting(name: str) -> str:
+    """``name`` as a folder can have it: a long one ends with six digits that stand for the whole."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= LONGEST_NAME:
+        return name
+    return f"{encoded[: LONGEST_NAME - 10].decode(errors='ignore')}-{hashlib.sha256(encoded).hexdigest()[:6]}"
+
+
+@contextlib.contextmanager
+def fitting_in_memory() -> Iterator[None]:
+    """Turn what Python and torch say of a size that no memory holds into a sentence.
+
+    Raises:
+        UserError: with their words.
+    """
+    try:
+        yield
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, RuntimeError) and not re.search("memory|overflow|too large|negative dim", said, re.I):
+            raise
+        raise UserError(f"data and networks must fit in memory, found: {said}; choose smaller options") from None
+
+
+def check_jobs(count: int | None) -> None:
+    """Refuse a ``--jobs`` that no machine of this size can do.
+
+    Raises:
+        UserError: that is so.
+    """
+    most = max(16, 2 * (os.cpu_count() or 1))
+    if count is not None and not 1 <= count <= most:
+        raise UserError(f"--jobs must be at least 1 and at most {most} on this machine, found {count}")
 
 
 def parse_settings(texts: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -162,8 +262,20 @@ def data_root(given: Path | None) -> Path | None:
     """``--data-root``, else ``$BALANCEBENCH_DATA``, else :func:`default_data` where it exists."""
     named = given or os.environ.get("BALANCEBENCH_DATA")
     if named:
-        return Path(named).expanduser()
+        return at_home(Path(named))
     return default_data() if default_data().is_dir() else None
+
+
+def at_home(path: Path) -> Path:
+    """``path`` with a leading ``~`` or ``~user`` replaced.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UserError(f"{path} must begin with the home of a user that is here, found none: write it out") from None
 
 
 def default_data() -> Path:

@@ -21,16 +21,22 @@ HERE = Path(__file__).resolve().parent
 if str(HERE.parent) not in sys.path:  # a plain checkout, called from anywhere
     sys.path.insert(0, str(HERE.parent))
 
+from benchmarks.start import begin
+
+if __name__ == "__main__":
+    begin()
+
 import torch
 
 from balancebench_udi.errors import UserError, near_misses
+from balancebench_udi.places import check_folders
 from balancebench_udi.report.figures import embedding
 from balancebench_udi.runner import Job, run_all
 from balancebench_udi.store import Store
 from balancebench_udi.strategy import evaluating
 from balancebench_udi.trainer import Trainer
 from benchmarks import run as training
-from benchmarks.command import Parser, folder_name, guarded, short
+from benchmarks.command import Parser, fitting, folder_name, guarded, short
 
 SAMPLES = 1000
 """Most points of a panel."""
@@ -60,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 1 a run failed, 2 a mistake, 130 interrupted."""
+    """Run the command line; returns the exit status, as ``run.py`` does."""
     return guarded(run, parser(), arguments, "the same command goes on from the last checkpoint")
 
 
@@ -68,7 +74,7 @@ def run(given: argparse.Namespace) -> int:
     """Train what is missing, map the features, draw."""
     if given.samples < embedding.FEWEST:
         raise UserError(f"--samples must be at least {embedding.FEWEST}, found {given.samples}")
-    name = folder_name(given.name or f"{given.dataset}-{Path(given.protocol).stem}")
+    name = fitting(f"{given.dataset}-{Path(given.protocol).stem}") if given.name is None else folder_name(given.name)
     panels: dict[str, tuple[Any, Any]] = {}
     keys = {}
     for text in given.panel:
@@ -81,6 +87,8 @@ def run(given: argparse.Namespace) -> int:
         known = jobs[0].bundle.modalities
         if given.modality not in known:
             raise UserError(f"{given.dataset} has no modality {given.modality!r}{near_misses(given.modality, known)}")
+        check_folders([store.root / "figures" / name])
+        training.check_places(store, jobs)
         outcome = run_all(jobs, store, device)
         if jobs[0] not in outcome.done:
             return training.report_rest(outcome) or 1

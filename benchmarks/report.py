@@ -21,6 +21,11 @@ HERE = Path(__file__).resolve().parent
 if str(HERE.parent) not in sys.path:  # a plain checkout, called from anywhere
     sys.path.insert(0, str(HERE.parent))
 
+from benchmarks.start import begin
+
+if __name__ == "__main__":
+    begin()
+
 import pandas as pd
 
 import registry

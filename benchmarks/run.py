@@ -4,7 +4,7 @@
     python benchmarks/run.py --methods udi,ogm,joint --dataset cgmnist --data-root DIR --seeds 0-4
 
 Prints the plan, trains the runs that have no record yet, and ends with the table. Call it again after a crash, a
-Ctrl-C or a ``kill -9``: it goes on where it was. Several calls may work on one plan at the same time.
+Ctrl-C, a SIGTERM or a ``kill -9``: it goes on where it was. Several calls may work on one plan at the same time.
 """
 
 from __future__ import annotations
@@ -22,36 +22,51 @@ HERE = Path(__file__).resolve().parent
 if str(HERE.parent) not in sys.path:  # a plain checkout, called from anywhere
     sys.path.insert(0, str(HERE.parent))
 
+from benchmarks.start import begin
+
+if __name__ == "__main__":
+    begin()
+
 import torch
 
 import registry
 from balancebench_udi.catalogue import Catalogue
 from balancebench_udi.data.base import Dataset
 from balancebench_udi.errors import UserError, near_misses
+from balancebench_udi.places import check_folders
 from balancebench_udi.protocol import Protocol, check_names, load_protocol
 from balancebench_udi.runner import Job, Outcome, estimate, plan, resolve_precision, run_all
 from balancebench_udi.spec import canonical
 from balancebench_udi.store import Store
-from balancebench_udi.watch import watching
+from balancebench_udi.watch import check_curves, watching
 from benchmarks.command import (
     PROTOCOLS,
+    STATUSES,
     Parser,
+    check_jobs,
     choose_device,
     data_root,
     default_out,
     duration,
+    fitting,
+    fitting_in_memory,
     folder_name,
     guarded,
     manage_memory_for,
     parse_settings,
     short,
+    shown_short,
     words,
 )
 from benchmarks.workers import run_side_by_side
 
 REFERENCE = "joint"
 """The method against which costs are given."""
+ELSEWHERE = 3
+"""Exit status where runs are missing because another process trains them."""
 MOST_SEEDS = 10_000
+LARGEST_SEED = 2**63 - 1
+"""What every reader of a record can hold."""
 FEW_STEPS = 50
 """With fewer to make, the first two of them are not made beforehand to tell how long all will take."""
 SMALL = 2**15
@@ -60,7 +75,8 @@ SMALL = 2**15
 
 def parser() -> Parser:
     """The command line."""
-    p = Parser(prog="run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    style = argparse.RawDescriptionHelpFormatter
+    p = Parser(prog="run.py", description=__doc__, epilog=STATUSES, formatter_class=style)
     p.add_argument("--methods", default="udi,ogm,joint", help="names, wildcards or 'all', separated by commas")
     p.add_argument("--dataset", default="digits", help="name of the dataset (default: digits, which needs no files)")
     p.add_argument("--seeds", default="0-2", help="such as 0,1,2 or 0-4 (default: 0-2)")
@@ -104,7 +120,11 @@ def parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 1 some run failed, 2 a mistake, 130 interrupted."""
+    """Run the command line; returns the exit status.
+
+    0 done, 1 some run failed, 2 a mistake, 3 runs are missing because another process trains them, 4 what was printed
+    could not be written, 130, 143 or 129 interrupted by Ctrl-C, SIGTERM or SIGHUP, 141 nobody reads the output.
+    """
     return guarded(run, parser(), arguments, "the same command goes on from the last checkpoint")
 
 
@@ -113,19 +133,25 @@ def run(given: argparse.Namespace) -> int:
     if given.list:
         print(listing())
         return 0
-    if given.jobs is not None and given.jobs < 1:
-        raise UserError(f"--jobs must be at least 1, found {given.jobs}")
+    check_jobs(given.jobs)
+    if not 0 <= given.checkpoint_every < math.inf:
+        raise UserError(f"--checkpoint-every must be a number of seconds >= 0, found {given.checkpoint_every}")
     watcher = watching(given.tensorboard)  # before the data are read: it may refuse
     jobs, store, device, protocol = make_plan(given)
     at_once = print_plan(jobs, store, device, protocol, given.jobs, 0 if given.dry_run else FEW_STEPS)
     if given.dry_run:
         return 0
+    label = given.name or fitting(table_name(given, jobs[0]))
+    check_folders(store.root / kind / label for kind in ("tables", "figures"))
+    check_places(store, jobs)
+    if given.tensorboard is not None:
+        check_curves(given.tensorboard, [job.spec for job in jobs])
     if at_once > 1:
         outcome = run_side_by_side(plan_again, given, at_once, jobs, store)
     else:
         with watcher as watch:
             outcome = run_all(jobs, store, device, given.checkpoint_every, watch=watch)
-    compare_and_write(given, jobs, outcome, store, protocol, len(parse_seeds(given.seeds)))
+    compare_and_write(given, jobs, outcome, store, protocol, label)
     return report_rest(outcome)
 
 
@@ -157,14 +183,29 @@ def make_plan(given: argparse.Namespace) -> tuple[list[Job], Store, torch.device
     protocol = resolve_precision(protocol, device)
     if not manage_memory_for(protocol.run.precision, device, given.spare_memory) and given.spare_memory:
         raise UserError("--spare-memory needs the GNU C library, found another one: leave it out")
-    bundle = dataset.load(data_root(given.data_root))
+    with fitting_in_memory():
+        bundle = dataset.load(data_root(given.data_root))
     encoders = {name.split(".", 1)[1]: values for name, values in settings.items() if name.startswith("encoder.")}
     for m in encoders:
         if m not in bundle.modalities:
             raise UserError(f"{given.dataset} has no modality {m!r}{near_misses(m, bundle.modalities)}")
     if encoders and not protocol.name.endswith("+"):
         protocol = dataclasses.replace(protocol, name=f"{protocol.name}+")
-    return plan(methods, dataset, bundle, protocol, seeds, settings, encoders), store, device, protocol
+    with fitting_in_memory():
+        jobs = plan(methods, dataset, bundle, protocol, seeds, settings, encoders)
+    return jobs, store, device, protocol
+
+
+def check_places(store: Store, jobs: Sequence[Job]) -> None:
+    """Find out before the first step whether everything that the missing runs write can be written.
+
+    Raises:
+        UserError: something cannot.
+    """
+    missing = [job.spec for job in jobs if not store.record_path(job.spec).exists()]
+    if missing or store.weights:
+        kinds = ("claims", "checkpoints", "stages", "failures", *["weights"] * store.weights)
+        check_folders([store.record_path(spec).parent for spec in missing] + [store.root / kind for kind in kinds])
 
 
 def print_plan(
@@ -218,9 +259,9 @@ def default_jobs(missing: Sequence[Job], device: torch.device, seconds: float) -
 
 
 def compare_and_write(
-    given: argparse.Namespace, jobs: list[Job], outcome: Outcome, store: Store, protocol: Protocol, wanted: int
+    given: argparse.Namespace, jobs: list[Job], outcome: Outcome, store: Store, protocol: Protocol, label: str
 ) -> None:
-    """The table and the figure of the runs that exist."""
+    """The table and the figure of the runs that exist, below ``tables/<label>`` and ``figures/<label>``."""
     from balancebench_udi.report.comparison import compare, write  # here: workers, and runs while they train, do
     from balancebench_udi.report.figures.imbalance import accuracy_against_imbalance  # without 100 MB of libraries
 
@@ -229,8 +270,8 @@ def compare_and_write(
     if not records:
         return
     published = protocol.published.get(given.dataset, [])
+    wanted = len(parse_seeds(given.seeds))
     comparison = compare(records, given.select, wanted=wanted, reference=REFERENCE, published=published)
-    label = given.name or table_name(given, jobs[0])
     paths = write(comparison, store.root / "tables" / label)
     paths += accuracy_against_imbalance(comparison).save(
         store.root / "figures" / label, accuracy_against_imbalance.__name__
@@ -248,7 +289,7 @@ def report_rest(outcome: Outcome) -> int:
         for job, error in outcome.failed:
             print(f"  {job.spec.method} seed {job.spec.seed}: {error}")
         return 1
-    return 0
+    return ELSEWHERE if outcome.elsewhere else 0
 
 
 def table_name(given: argparse.Namespace, job: Job) -> str:
@@ -277,15 +318,17 @@ def parse_seeds(text: str) -> list[int]:
     """``"0-2,7"`` as ``[0, 1, 2, 7]``."""
     seeds: dict[int, None] = {}
     for word in words(text, "--seeds"):
-        first, dash, last = word.partition("-")
-        try:
-            low, high = int(first), int(last) if dash else int(first)
-        except ValueError:
-            raise UserError(f"--seeds takes whole numbers and ranges such as 0-4, found {word!r}") from None
+        first, dash, last = (part.strip() for part in word.partition("-"))
+        last = last if dash else first
+        if not all(part.isascii() and part.isdecimal() for part in (first, last)):
+            raise UserError(f"--seeds takes whole numbers and ranges such as 0-4, found {shown_short(word)!r}")
+        low, high = (int(part.lstrip("0")[:20] or 0) for part in (first, last))  # int takes 4300 digits at most
+        if max(low, high) > LARGEST_SEED:
+            raise UserError(f"--seeds takes numbers up to {LARGEST_SEED}, found {shown_short(word)!r}")
         if high < low:
             raise UserError(f"--seeds takes ranges from low to high, found {word!r}")
-        if high - low >= MOST_SEEDS:
-            raise UserError(f"--seeds takes ranges of at most {MOST_SEEDS} seeds, found {word!r}")
+        if high - low >= MOST_SEEDS or len(seeds) + high - low >= MOST_SEEDS:
+            raise UserError(f"--seeds takes at most {MOST_SEEDS} seeds, found more at {word!r}")
         seeds.update(dict.fromkeys(range(low, high + 1)))
     return list(seeds)
 

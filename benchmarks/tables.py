@@ -18,7 +18,7 @@ import fnmatch
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,16 @@ HERE = Path(__file__).resolve().parent
 if str(HERE.parent) not in sys.path:  # a plain checkout, called from anywhere
     sys.path.insert(0, str(HERE.parent))
 
+from benchmarks.start import begin
+
+if __name__ == "__main__":
+    begin()
+
 import torch
 
 import registry
 from balancebench_udi.errors import UserError, near_misses
+from balancebench_udi.places import check_folders
 from balancebench_udi.protocol import Protocol, load_protocol
 from balancebench_udi.report import matrix, tidy
 from balancebench_udi.report.comparison import RULES
@@ -43,16 +49,19 @@ from benchmarks.command import (
     ALONE,
     PROTOCOLS,
     PUBLISHED,
+    STATUSES,
     Parser,
+    check_jobs,
     data_root,
     default_out,
     duration,
+    fitting,
     guarded,
     recorded,
     short,
     words,
 )
-from benchmarks.run import make_plan, parse_seeds, plan_again, print_plan, report_rest
+from benchmarks.run import check_places, make_plan, parse_seeds, plan_again, print_plan, report_rest
 from benchmarks.table_specs import (
     Column,
     Row,
@@ -76,7 +85,8 @@ Record = Mapping[str, Any]
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = Parser(prog="tables.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    style = argparse.RawDescriptionHelpFormatter
+    p = Parser(prog="tables.py", description=__doc__, epilog=STATUSES, formatter_class=style)
     p.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(table_names())}, or all; or a YAML file")
     p.add_argument("--list", action="store_true", help="print tables, the runs that exist and those that are missing")
     p.add_argument("--run", action="store_true", help="train the runs that are missing, where their data are")
@@ -90,14 +100,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 1 some run failed, 2 a mistake, 130 interrupted."""
+    """Run the command line; returns the exit status, as ``run.py`` does."""
     return guarded(run, parser(), arguments, "the same command goes on from the last checkpoint")
 
 
 def run(given: argparse.Namespace) -> int:
     """List, or train and print."""
-    if given.jobs is not None and given.jobs < 1:
-        raise UserError(f"--jobs must be at least 1, found {given.jobs}")
+    check_jobs(given.jobs)
     formats = words(given.format, "--format")
     for word in formats:
         if word not in matrix.FORMATS:
@@ -111,13 +120,16 @@ def run(given: argparse.Namespace) -> int:
     if given.list:
         print("\n".join(listing(table, archive) for table in tables))
         return 0
-    failed, empty = False, []
+    for table in tables:
+        _claims(table.published)  # here: a name that is wrong is told before anything is trained
+        check_folders(archive.store.root / kind / _folder(table, given) for kind in ("tables", "figures"))
+    statuses, empty = {0}, []
     for table in tables:
         if given.run:
-            broke, skipped = train(table, archive, given)
-            failed |= broke
+            ended, skipped = train(table, archive, given)
+            statuses |= ended
             archive = Archive(archive.store)  # with what is new
-            if skipped and not broke and not _any_run(table, archive):
+            if skipped and 1 not in ended and not _any_run(table, archive):
                 empty.append(table.name)
                 continue
         made = make(table, archive)
@@ -132,7 +144,12 @@ def run(given: argparse.Namespace) -> int:
         )
     if empty:
         print(f"not written, without data to train on and without runs: {', '.join(empty)}")
-    return 1 if failed else 0
+    return worst(statuses)
+
+
+def worst(statuses: Collection[int]) -> int:
+    """The status of several calls: that some run failed before that some are missing."""
+    return 1 if 1 in statuses else max(statuses, default=0)
 
 
 def _names(given: argparse.Namespace) -> list[str]:
@@ -189,7 +206,7 @@ def _changed(table: Table, given: argparse.Namespace) -> Table:
 def _folder(table: Table, given: argparse.Namespace) -> str:
     """A table that the command line changed does not replace the one that its file describes."""
     changes = [given.select, given.seeds and f"seeds-{given.seeds}"]
-    return "-".join([table.name, *(word for word in changes if word)])
+    return fitting("-".join([table.name, *(word for word in changes if word)]))
 
 
 class Archive:
@@ -379,13 +396,13 @@ def _described(encoder: Mapping[str, Any]) -> str:
     return f"{encoder['name']} ({rest})" if rest else encoder["name"]
 
 
-def train(table: Table, archive: Archive, given: argparse.Namespace) -> tuple[bool, list[str]]:
+def train(table: Table, archive: Archive, given: argparse.Namespace) -> tuple[set[int], list[str]]:
     """Train what the table lacks, as far as the data are there.
 
     Returns:
-        Whether anything failed, and the columns that were skipped.
+        The exit statuses of its parts, and the columns that were skipped.
     """
-    count, failed = len(parse_seeds(table.seeds)), False
+    count, statuses = len(parse_seeds(table.seeds)), {0}
     skipped = []
     everything = list(places(table, archive))
     for column in table.columns:
@@ -408,20 +425,21 @@ def train(table: Table, archive: Archive, given: argparse.Namespace) -> tuple[bo
                     queue = [[row] for row in rows] + queue
                     continue
                 print(f"refused {rows[0].name} on {column.name}: {error}")
-                failed = True
+                statuses.add(1)
                 continue
-            failed |= _train(jobs, store, device, protocol, wish)
-    return failed, skipped
+            statuses.add(_train(jobs, store, device, protocol, wish))
+    return statuses, skipped
 
 
-def _train(jobs: list[Job], store: Store, device: torch.device, protocol: Protocol, wish: argparse.Namespace) -> bool:
-    """Train one plan; returns whether any of its runs failed."""
+def _train(jobs: list[Job], store: Store, device: torch.device, protocol: Protocol, wish: argparse.Namespace) -> int:
+    """Train one plan; returns the exit status of what became of it."""
+    check_places(store, jobs)
     at_once = print_plan(jobs, store, device, protocol, wish.jobs)
     if at_once > 1:
         outcome = run_side_by_side(plan_again, wish, at_once, jobs, store)
     else:
         outcome = run_all(jobs, store, device, wish.checkpoint_every)
-    return report_rest(outcome) != 0
+    return report_rest(outcome)
 
 
 def _absent(runs: Wanted, wish: argparse.Namespace) -> str | None:

@@ -30,6 +30,7 @@ features carry the symbols without loss and the accuracies above are those of th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -136,9 +137,10 @@ class Synthetic(Dataset):
         """Draw the samples; ``root`` is not used.
 
         Raises:
-            UserError: more classes than ``dims`` dimensions can tell apart.
+            UserError: more classes than ``dims`` dimensions can tell apart; more samples than fit in memory.
         """
         options: SyntheticOptions = self.options
+        _check_memory(options)
         names = ("audio", "visual") if options.shape == "av" else tuple(f"m{m}" for m in range(options.modalities))
         codes = [Code.draw(options, m) for m in range(options.modalities)]
         splits, integers = {}, []
@@ -162,6 +164,19 @@ class Synthetic(Dataset):
                 "counts": {split: len(rows) for split, rows in splits.items()},
             },
             **splits,
+        )
+
+
+def _check_memory(options: SyntheticOptions) -> None:
+    """Refuse what this machine cannot hold: the system may grant the memory and then end the process."""
+    count = options.n_train + options.n_val + options.n_test
+    codes = 8 * (3 * options.classes * options.dims + options.classes**2 + 2 * options.dims**2)
+    needed = options.modalities * (count * (4 * options.dims + 24) + codes)  # what is kept; more while it is drawn
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
+    if needed > there:
+        raise UserError(
+            f"the data of synthetic must fit in this machine's memory of {there // 2**30} GB, found {count} samples "
+            f"of {options.dims} dims and {options.classes} classes, which take {needed // 2**30} GB: choose fewer"
         )
 
 

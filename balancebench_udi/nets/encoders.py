@@ -145,7 +145,7 @@ class MLPOptions(Options):
     """Size of :class:`MLP`."""
 
     width: int = option(128, "width of the hidden and of the feature layer", source="ours", at_least=1)
-    depth: int = option(2, "number of linear layers", source="ours", at_least=1)
+    depth: int = option(2, "number of linear layers", source="ours", at_least=1, at_most=1000)
 
 
 class MLP(Encoder):

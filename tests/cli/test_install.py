@@ -142,7 +142,7 @@ def test_the_wheel_holds_every_module_and_preset(wheels):
 SCRIPT = """
 import sys
 from importlib.metadata import entry_points
-import balancebench_udi, baselines, benchmarks.run, registry
+import balancebench_udi, baselines, benchmarks.__main__, benchmarks.run, registry
 from balancebench_udi.errors import UserError
 
 for module in (balancebench_udi, baselines, benchmarks.run, registry):
@@ -156,7 +156,7 @@ for name in ("twice", "broken"):
     print("status", status)
 print("listed", benchmarks.run.main(["--list"]))
 (point,) = entry_points(group="console_scripts", name="balancebench")
-assert point.load() is benchmarks.run.main
+assert point.load() is benchmarks.__main__.main
 print("results in", benchmarks.run.default_out())
 """
 

@@ -116,7 +116,8 @@ def test_two_workers_share_a_sweep(cli, tmp_path):
     script.write_text(WORKER)
     workers = [spawn(*arguments, "--out", out, cwd=tmp_path, script=script, env={"LOG": str(log)}) for _ in range(2)]
     called = [finish(worker) for worker in workers]
-    assert [c.code for c in called] == [0, 0], called
+    codes = sorted(c.code for c in called)
+    assert codes in ([0, 0], [0, 3]), called  # 3: the other still trained the last run
     assert all("Traceback" not in c.err for c in called)
 
     trained = [line.split() for line in log.read_text().splitlines()]

@@ -20,6 +20,8 @@ FLOORS = {
     "balancebench_udi.errors": 0,
     "balancebench_udi.config": 0,
     "balancebench_udi.seeding": 0,
+    "balancebench_udi.interruption": 0,
+    "balancebench_udi.places": 0,
     "balancebench_udi.catalogue": 0,
     "balancebench_udi.spec": 0,
     "balancebench_udi.files": 0,
