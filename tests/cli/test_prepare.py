@@ -246,11 +246,11 @@ def test_a_preset_can_be_planned(cli, preset, tmp_path):
 SLOWLY = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from balancebench_udi.data import pack
+from balancebench_udi.data.pack import builder
 from balancebench_udi.data.cremad import CREMAD
 from benchmarks.prepare import main
 
-decode, pack._FLUSH_EVERY = CREMAD.decode, 0.0
+decode, builder._FLUSH_EVERY = CREMAD.decode, 0.0
 
 def slowly(self, item):
     time.sleep(0.1)
