@@ -20,6 +20,7 @@ from balancebench_udi.data.pack.format import INDEX, JOURNAL, LABEL, MANIFEST, P
 from balancebench_udi.data.pack.preparation import Prepared, prepare
 from balancebench_udi.data.pack.reader import Pack
 from balancebench_udi.data.pack.source import SILENT, Item, Listing, Problem, Stored
+from balancebench_udi.data.pack.verification import verify_pack
 
 __all__ = [
     "INDEX",
@@ -37,4 +38,5 @@ __all__ = [
     "Stored",
     "prepare",
     "read_manifest",
+    "verify_pack",
 ]

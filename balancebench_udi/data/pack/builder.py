@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,24 @@ import pandas as pd
 from tqdm import tqdm
 
 from balancebench_udi.data.base import fingerprint
+from balancebench_udi.data.pack import journal
 from balancebench_udi.data.pack.dataset import Packed
-from balancebench_udi.data.pack.format import FORMAT, INDEX, JOURNAL, LABEL, MANIFEST, PARTS, PROBLEMS
+from balancebench_udi.data.pack.digests import array_digest, file_digest, row_digest, write_verified
+from balancebench_udi.data.pack.format import (
+    FORMAT,
+    INDEX,
+    JOURNAL,
+    LABEL,
+    MANIFEST,
+    PARTS,
+    PROBLEMS,
+    manifest_text,
+    read_manifest,
+)
+from balancebench_udi.data.pack.journal import Entry
+from balancebench_udi.data.pack.reader import open_array
 from balancebench_udi.data.pack.source import Item, Listing, Stored, source_digest, stamp
+from balancebench_udi.data.pack.tables import write_table
 from balancebench_udi.errors import UserError
 
 _FLUSH_EVERY = 5.0  # seconds of work that a power cut may cost
@@ -53,7 +68,7 @@ class Builder:
         self.folder = folder
         self.stored = dict(dataset.stored())
         self.source = source_digest(listing)
-        self.entries: dict[int, dict[str, Any]] = {}  # row -> what the journal says of it
+        self.entries: dict[int, Entry] = {}  # row -> what the journal says of it
         self.discarded = 0
 
     @functools.cached_property
@@ -64,42 +79,52 @@ class Builder:
         text = json.dumps([FORMAT, self.dataset.version, self.dataset.prepared_options(), stored, rows], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def resume(self) -> set[int]:
+    def resume(self, workers: int, quiet: bool) -> set[int]:
         """Rows that are done already and as they should be; starts afresh where the folder holds something else."""
-        journal = self.folder / JOURNAL
-        lines = journal.read_text().splitlines() if journal.exists() else []
-        if lines and lines[0] == self.plan and all((self.folder / f"{m}.npy").exists() for m in self.stored):
-            for line in lines[1:]:
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:  # the last line of a process that died
-                    break
-                stamps = [stamp(path) for path in self.items[entry["row"]].files]
-                if entry["problem"] is None and not entry["remarks"] and entry["stamps"] == stamps:
-                    self.entries[entry["row"]] = entry
-            arrays = {m: np.load(self.folder / f"{m}.npy", mmap_mode="r+") for m in self.stored}
-            self._rewrite(journal)
+        noted = self.folder / JOURNAL
+        entries, self.discarded = journal.read(noted, self.plan, self.items, self.stored)
+        paths = {m: self.folder / f"{m}.npy" for m in self.stored}
+        self.arrays: dict[str, Any] = {}  # numpy.memmap
+        if entries and all(self._fits(m, open_array(path, "r")) for m, path in paths.items()):
+            self.arrays = {m: open_array(path, "r+") for m, path in paths.items()}
+            self.entries = self._as_decoded(entries, workers, quiet)
         else:
-            self.discarded = len(lines[1:])
-            journal.unlink(missing_ok=True)  # it must not speak for what comes now
-            arrays = {
-                m: allocate(self.folder / f"{m}.npy", len(self.items), stored) for m, stored in self.stored.items()
-            }
-            journal.write_text(self.plan + "\n")
-        self.arrays: dict[str, Any] = arrays  # numpy.memmap
+            self.discarded += len(entries)
+            noted.unlink(missing_ok=True)  # it must not speak for what comes now
+            self.arrays = {m: allocate(path, len(self.items), self.stored[m]) for m, path in paths.items()}
+        journal.rewrite(noted, self.plan, self.entries.values())
         return set(self.entries)
 
-    def _rewrite(self, journal: Path) -> None:
-        """The journal without a half-written last line."""
-        fresh = journal.with_suffix(".new")
-        fresh.write_text("\n".join([self.plan, *map(json.dumps, self.entries.values())]) + "\n")
-        os.replace(fresh, journal)
+    def _fits(self, m: str, array: Any) -> bool:
+        """Whether an array that was found is the one that was being filled."""
+        stored = self.stored[m]
+        return array is not None and (array.shape, array.dtype) == (
+            (len(self.items), *stored.shape),
+            np.dtype(stored.dtype),
+        )
+
+    def _as_decoded(self, entries: Mapping[int, Entry], workers: int, quiet: bool) -> dict[int, Entry]:
+        """Those of ``entries`` whose rows are still what was decoded."""
+
+        def holds(entry: Entry) -> bool:
+            return all(row_digest(self.arrays[m][entry["row"]]) == entry["values"][m] for m in self.stored)
+
+        with ThreadPoolExecutor(workers) as pool:
+            known = tqdm(
+                pool.map(holds, entries.values()),
+                total=len(entries),
+                desc="verify",
+                unit="sample",
+                delay=1.0,
+                disable=True if quiet else None,
+            )
+            return {row: entry for (row, entry), good in zip(entries.items(), known, strict=True) if good}
 
     def decode(self, done: set[int], workers: int, quiet: bool) -> None:
         """Decode the rows that are not done."""
         todo = iter([row for row in range(len(self.items)) if row not in done])
-        pending: set[Future[dict[str, Any]]] = set()
-        fresh: list[dict[str, Any]] = []
+        pending: set[Future[Entry]] = set()
+        fresh: list[Entry] = []
         flushed = time.monotonic()
         bar = tqdm(
             total=len(self.items),
@@ -128,11 +153,11 @@ class Builder:
             self._flush(fresh)
             bar.close()
 
-    def _one(self, row: int) -> dict[str, Any]:
+    def _one(self, row: int) -> Entry:
         """Decode one row; what the journal will say of it."""
         item = self.items[row]
         stamps = [stamp(path) for path in item.files]  # before they are read: a file replaced now is read again
-        entry: dict[str, Any] = {"row": row, "files": [], "stamps": stamps, "remarks": [], "problem": None}
+        entry: Entry = {"row": row, "files": [], "stamps": stamps, "values": {}, "remarks": [], "problem": None}
         try:
             for path in item.files:
                 with path.open("rb") as handle:
@@ -147,6 +172,7 @@ class Builder:
                 if values[m].dtype.kind == "f" and not np.isfinite(values[m]).all():
                     raise UserError(f"{m} of {item.id} must be finite, it is not")
                 self.arrays[m][row] = values[m]
+                entry["values"][m] = row_digest(values[m])
             entry["remarks"] = list(remarks)
         except UserError as error:
             entry["problem"] = str(error)
@@ -156,16 +182,13 @@ class Builder:
             entry["problem"] = f"{item.id} must be decodable, found {type(error).__name__}: {error}"
         return entry
 
-    def _flush(self, fresh: list[dict[str, Any]]) -> None:
+    def _flush(self, fresh: list[Entry]) -> None:
         """First the rows, then the journal that says they are there."""
         if not fresh:
             return
         for array in self.arrays.values():
             array.flush()
-        with (self.folder / JOURNAL).open("a") as journal:
-            journal.writelines(json.dumps(entry) + "\n" for entry in fresh)
-            journal.flush()
-            os.fsync(journal.fileno())
+        journal.append(self.folder / JOURNAL, fresh)
         self.entries.update((entry["row"], entry) for entry in fresh)
 
     def finish(self, folder: Path) -> dict[str, Any]:
@@ -188,10 +211,12 @@ class Builder:
             [[i.id, i.label, *(i.columns.get(c, "") for c in columns)] for i in (self.items[row] for row in kept)],
             columns=["id", "class", *columns],
         )
-        index.to_csv(whole / INDEX, index=False)
+        write_table(index, whole / INDEX)
         problems = self.problems
-        problems.to_csv(whole / PROBLEMS, index=False)
+        write_table(problems, whole / PROBLEMS)
         files = [f"{m}.npy" for m in self.stored] + [LABEL, INDEX, PROBLEMS]
+        digests = {f"{m}.npy": self._array_digest(m, kept, whole / f"{m}.npy") for m in self.stored}
+        digests |= {name: file_digest(whole / name) for name in (LABEL, INDEX, PROBLEMS)}
         manifest = {
             "format": FORMAT,
             "dataset": self.dataset.name,
@@ -204,16 +229,23 @@ class Builder:
             "splits": {c: index[c].value_counts().to_dict() for c in columns if set(index[c]) <= {*PARTS, ""}},
             "stored": {m: {"shape": list(s.shape), "dtype": s.dtype} for m, s in self.stored.items()},
             "bytes": {name: (whole / name).stat().st_size for name in files},
+            "digests": digests,
             "fingerprint": self._fingerprint(),
             "source": self.source,
             "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
         }
-        (whole / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        (whole / MANIFEST).write_text(manifest_text(manifest))
         for name in (*files, MANIFEST):
             with (whole / name).open("rb") as handle:
                 os.fsync(handle.fileno())
+        write_verified(whole, manifest)
         os.rename(whole, folder)
-        return manifest
+        return read_manifest(folder)
+
+    def _array_digest(self, m: str, kept: Sequence[int], path: Path) -> str:
+        """Of what was decoded, not of what the disk holds now."""
+        rows = (bytes.fromhex(self.entries[row]["values"][m]) for row in kept)
+        return array_digest(path, rows, self.stored[m].nbytes, len(kept))
 
     def _place(self, m: str, kept: Sequence[int], path: Path) -> None:
         """The array of one modality: as it is, or without the rows that were left out."""

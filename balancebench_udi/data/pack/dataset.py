@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from balancebench_udi.data.base import (
     require_root,
     stratified_holdout,
 )
+from balancebench_udi.data.pack.digests import verify_once
 from balancebench_udi.data.pack.format import PARTS, PROBLEMS
 from balancebench_udi.data.pack.reader import Pack
 from balancebench_udi.data.pack.source import Item, Listing, Stored
@@ -138,6 +140,7 @@ class Packed(Dataset):
                 "samples": {name: len(split) for name, split in splits.items()},
                 "left_out": pack.manifest["left_out"],
             },
+            verify=functools.partial(verify_once, pack.folder, pack.manifest),
             **splits,
         )
 

@@ -20,8 +20,11 @@ import pandas as pd
 
 from balancebench_udi.data.pack.builder import Builder
 from balancebench_udi.data.pack.dataset import Packed
-from balancebench_udi.data.pack.format import MANIFEST, PROBLEMS, read_manifest
+from balancebench_udi.data.pack.format import BEFORE, MANIFEST, PROBLEMS, read_manifest
+from balancebench_udi.data.pack.reader import Pack
 from balancebench_udi.data.pack.source import SILENT, Item, Listing, source_digest, stamp
+from balancebench_udi.data.pack.tables import write_table
+from balancebench_udi.data.pack.upgrade import add_digests
 from balancebench_udi.errors import UserError
 
 
@@ -30,7 +33,8 @@ class Prepared:
     """What became of a preparation: folder, manifest and problems of the pack, and how much this call did.
 
     ``newer``: files of the source that were put in their place after the pack was made; their bytes are not compared.
-    ``discarded``: samples that were done before, of another list or of files elsewhere.
+    ``discarded``: samples that were done before, of another list, of files elsewhere, or of a damaged journal.
+    ``upgraded``: the pack was made before packs had digests, which were added.
     """
 
     folder: Path
@@ -41,6 +45,7 @@ class Prepared:
     seconds: float
     newer: int = 0
     discarded: int = 0
+    upgraded: bool = False
 
 
 def prepare(
@@ -72,20 +77,27 @@ def prepare(
     _check_split(dataset, items, source)
     if folder.exists():
         shutil.rmtree(partial, ignore_errors=True)  # of a process that died after its last step but one
-        manifest, problems = _reopen(dataset, listing, source, folder)
-        _refuse(problems, folder / PROBLEMS, strict)
+        pack = _reopen(dataset, listing, source, folder)
+        _refuse(pack.problems, folder / PROBLEMS, strict)
         made = (folder / MANIFEST).stat().st_mtime_ns
         newer = sum(max(stamp(path)[1:], default=0) > made for item in items for path in item.files)
-        return Prepared(folder, manifest, problems, 0, 0, time.perf_counter() - started, newer)
+        manifest, upgraded = pack.manifest, pack.manifest["format"] == BEFORE
+        if upgraded:
+            try:
+                manifest = add_digests(pack, {item.id: item.label for item in items}, quiet)
+            except OSError as error:
+                raise _no_room(error, folder) from error
+        seconds = time.perf_counter() - started
+        return Prepared(folder, manifest, pack.problems, 0, 0, seconds, newer, upgraded=upgraded)
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with _alone(partial):
             if folder.exists():
                 raise UserError(f"{folder} must be built by one process, another has just built it; use that")
             builder = Builder(dataset, items, listing, partial)
-            done = builder.resume()
+            done = builder.resume(workers, quiet)
             builder.decode(done, workers, quiet)
-            builder.problems.to_csv(partial / PROBLEMS, index=False)
+            write_table(builder.problems, partial / PROBLEMS)
             _refuse(builder.problems, partial / PROBLEMS, strict)
             manifest = builder.finish(folder)
         shutil.rmtree(partial, ignore_errors=True)
@@ -102,11 +114,10 @@ def prepare(
     )
 
 
-def _reopen(dataset: Packed, listing: Listing, source: Path, folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Manifest and problems of a whole pack, if it is one of this source."""
+def _reopen(dataset: Packed, listing: Listing, source: Path, folder: Path) -> Pack:
+    """A whole pack, of format 2 perhaps, if it is one of this source."""
     try:
-        manifest = read_manifest(folder)
-        problems = pd.read_csv(folder / PROBLEMS, dtype={"id": str, "problem": str}, keep_default_na=False)
+        manifest = read_manifest(folder, before=True)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} must be there, it is not; remove {folder} and prepare again") from None
     now = {"version": dataset.version, "options": dataset.prepared_options(), "source": source_digest(listing)}
@@ -121,7 +132,7 @@ def _reopen(dataset: Packed, listing: Listing, source: Path, folder: Path) -> tu
             f"{folder} must be the pack of {source} as it is now, it was made "
             f"{', and '.join(how[name] for name in changed)}; remove that folder to prepare again{dataset.beside}"
         )
-    return manifest, problems
+    return Pack.read(folder, manifest)
 
 
 def _refuse(problems: pd.DataFrame, path: Path, strict: bool) -> None:

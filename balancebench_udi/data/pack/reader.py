@@ -1,7 +1,8 @@
-"""Opening a pack."""
+"""Opening a pack: everything small is checked in full, arrays by size, header and count of rows."""
 
 from __future__ import annotations
 
+import json
 import mmap
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from balancebench_udi.data.pack.format import INDEX, LABEL, MANIFEST, read_manifest
+from balancebench_udi.data.pack.digests import damaged_files, refuse_damaged
+from balancebench_udi.data.pack.format import INDEX, LABEL, MANIFEST, PROBLEMS, array_names, read_manifest
+from balancebench_udi.data.pack.tables import read_table, stored_text
 from balancebench_udi.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,11 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pack:
-    """An open pack: ``inputs {m: [N, ...]}`` memory-mapped by ``maps``, ``target [N]``, ``index`` and ``manifest``."""
+    """An open pack: ``inputs {m: [N, ...]}`` memory-mapped by ``maps``, ``target [N]``, the two tables and
+    ``manifest``."""
 
     folder: Path
     manifest: Mapping[str, Any]
     index: pd.DataFrame
+    problems: pd.DataFrame
     inputs: Mapping[str, Tensor]
     target: Tensor
     maps: Sequence[mmap.mmap] = ()
@@ -37,18 +42,26 @@ class Pack:
         """Open the pack of ``dataset``.
 
         Raises:
-            UserError: absent, or not what its manifest says.
+            UserError: absent, of another dataset, or not what its manifest says.
         """
-        try:
-            manifest = read_manifest(folder)
-        except FileNotFoundError:
-            settings = "".join(f" --set {dataset.name}.{o}={text_of(v)}" for o, v in dataset.prepared_changes().items())
-            root = shlex.quote(str(folder.parents[2].resolve()))
-            command = f"prepare.py {dataset.name} --source DIR --data-root {root}{settings}"
-            raise UserError(
-                f"dataset {dataset.name} must be prepared with these options, found no pack in "
-                f"{folder}{others(folder)}: call python benchmarks/{command}"
-            ) from None
+        manifest = find_manifest(folder, dataset)
+        stored = {m: {"shape": list(s.shape), "dtype": s.dtype} for m, s in dataset.stored().items()}
+        wanted = {"dataset": dataset.name, "version": dataset.version, "options": dataset.prepared_options()}
+        for name, value in json.loads(json.dumps({**wanted, "stored": stored})).items():
+            if manifest[name] != value:
+                raise UserError(
+                    f"{folder} must be the pack of these options of {dataset.name}, found another {name}; remove it "
+                    "and prepare again"
+                )
+        return cls.read(folder, manifest)
+
+    @classmethod
+    def read(cls, folder: Path, manifest: Mapping[str, Any]) -> Pack:
+        """Open the pack of ``manifest``, whatever dataset it is of.
+
+        Raises:
+            UserError: not what its manifest says.
+        """
         for name, size in manifest["bytes"].items():
             found = (folder / name).stat().st_size if (folder / name).is_file() else None
             if found != size:
@@ -56,15 +69,73 @@ class Pack:
                     f"{folder / name} must have {size} bytes, found {'no file' if found is None else found}; remove "
                     f"{folder} and prepare again"
                 )
-        try:
-            # copy-on-write: nothing is ever written, and torch asks for writable memory
-            arrays = {m: np.load(folder / f"{m}.npy", mmap_mode="c") for m in dataset.stored()}
-            target = torch.from_numpy(np.load(folder / LABEL))
-            index = pd.read_csv(folder / INDEX, dtype=str, keep_default_na=False)
-        except (OSError, ValueError, pd.errors.ParserError):
-            raise UserError(f"{folder} must hold a whole pack, it does not; remove it and prepare again") from None
-        inputs = {m: torch.from_numpy(array) for m, array in arrays.items()}
-        return cls(folder, manifest, index, inputs, target, [array.base for array in arrays.values()])
+        if "digests" in manifest:
+            refuse_damaged(folder, damaged_files(folder, manifest, (LABEL, INDEX, PROBLEMS), quiet=True))
+        # copy-on-write: nothing is ever written, and torch asks for writable memory
+        arrays = {name: open_array(folder / name, "c") for name in (LABEL, *array_names(manifest))}
+        for name, array in arrays.items():
+            if array is None:
+                raise UserError(f"{folder / name} must be an array, it is not; remove {folder} and prepare again")
+        target = torch.from_numpy(np.array(arrays.pop(LABEL)))
+        inputs = {name.removesuffix(".npy"): torch.from_numpy(array) for name, array in arrays.items()}
+        tables = read_table(folder / INDEX), read_table(folder / PROBLEMS)
+        pack = cls(folder, manifest, *tables, inputs, target, [array.base for array in arrays.values()])
+        pack.check()
+        return pack
+
+    def check(self) -> None:
+        """Compare the parts of the pack with each other.
+
+        Raises:
+            UserError: they do not belong together.
+        """
+        count, classes = self.manifest["samples"], [stored_text(c) for c in self.manifest["classes"]]
+        wrong = [
+            f"{m}.npy"
+            for m, s in self.manifest["stored"].items()
+            if tuple(self.inputs[m].shape) != (count, *s["shape"]) or self.inputs[m].dtype != getattr(torch, s["dtype"])
+        ]
+        known = self.target.dtype == torch.int64 and self.target.shape == (count,)
+        if not known or not ((self.target >= 0) & (self.target < len(classes))).all():
+            wrong.append(LABEL)
+        elif "class" not in self.index or self.index["class"].tolist() != [classes[i] for i in self.target.tolist()]:
+            wrong.append(INDEX)
+        kept = self.problems["kept"] if list(self.problems) == ["id", "problem", "kept"] else None
+        found = None if kept is None else (int((~kept).sum()), int(kept.sum()))
+        if found != (self.manifest["left_out"], self.manifest["remarked"]):
+            wrong.append(PROBLEMS)
+        if wrong:
+            raise UserError(
+                f"{self.folder} must hold {count} samples of {len(classes)} classes as its manifest says, it does not "
+                f"in {', '.join(wrong)}; remove it and prepare again"
+            )
+
+
+def open_array(path: Path, mode: Any) -> Any:
+    """Map an array of numbers in C order; None where there is none."""
+    try:
+        array = np.lib.format.open_memmap(path, mode)
+    except Exception:  # what reading a damaged header may raise has no end
+        return None
+    return array if array.flags.c_contiguous and array.dtype.isnative and array.dtype.kind in "biuf" else None
+
+
+def find_manifest(folder: Path, dataset: Packed) -> dict[str, Any]:
+    """The manifest of the pack of ``dataset``.
+
+    Raises:
+        UserError: absent (with the command that makes it), or damaged.
+    """
+    try:
+        return read_manifest(folder)
+    except FileNotFoundError:
+        settings = "".join(f" --set {dataset.name}.{o}={text_of(v)}" for o, v in dataset.prepared_changes().items())
+        root = shlex.quote(str(folder.parents[2].resolve()))
+        command = f"prepare.py {dataset.name} --source DIR --data-root {root}{settings}"
+        raise UserError(
+            f"dataset {dataset.name} must be prepared with these options, found no pack in "
+            f"{folder}{others(folder)}: call python benchmarks/{command}"
+        ) from None
 
 
 def others(folder: Path) -> str:
