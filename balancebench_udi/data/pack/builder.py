@@ -36,7 +36,7 @@ from balancebench_udi.data.pack.format import (
 from balancebench_udi.data.pack.journal import Entry
 from balancebench_udi.data.pack.reader import open_array
 from balancebench_udi.data.pack.source import Item, Listing, Stored, source_digest, stamp
-from balancebench_udi.data.pack.tables import write_table
+from balancebench_udi.data.pack.tables import stored_text, write_table
 from balancebench_udi.errors import UserError
 
 _FLUSH_EVERY = 5.0  # seconds of work that a power cut may cost
@@ -207,10 +207,8 @@ class Builder:
         labels = np.array([self.listing.classes.index(self.items[row].label) for row in kept], dtype=np.int64)
         np.save(whole / LABEL, labels)
         columns = list(dict.fromkeys(name for item in self.items for name in item.columns))
-        index = pd.DataFrame(
-            [[i.id, i.label, *(i.columns.get(c, "") for c in columns)] for i in (self.items[row] for row in kept)],
-            columns=["id", "class", *columns],
-        )
+        rows = [[i.id, i.label, *(i.columns.get(c, "") for c in columns)] for i in (self.items[row] for row in kept)]
+        index = pd.DataFrame([list(map(stored_text, row)) for row in rows], columns=["id", "class", *columns])
         write_table(index, whole / INDEX)
         problems = self.problems
         write_table(problems, whole / PROBLEMS)
@@ -269,7 +267,7 @@ class Builder:
             if entry["problem"] is not None:
                 found.append((item.id, entry["problem"], False))
             found += [(item.id, remark, True) for remark in entry["remarks"]]
-        shown = [(*(s.encode(errors="backslashreplace").decode() for s in texts), kept) for *texts, kept in found]
+        shown = [(*map(stored_text, texts), kept) for *texts, kept in found]
         return pd.DataFrame(sorted(shown), columns=["id", "problem", "kept"]).astype({"kept": bool})
 
     def _fingerprint(self) -> str:

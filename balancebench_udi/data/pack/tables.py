@@ -13,11 +13,11 @@ _KEPT = ("False", "True")
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write ``table`` in UTF-8; what UTF-8 cannot hold is escaped."""
+    """Write ``table``, of which every text went through :func:`stored_text`."""
     # csv leaves a lone carriage return without quotes, and a reader takes it for the end of the line
     returns = any("\r" in str(cell) for column in table for cell in (column, *table[column]))
     quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
-    table.to_csv(path, index=False, quoting=quoting, errors="backslashreplace")
+    table.to_csv(path, index=False, quoting=quoting)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -42,5 +42,5 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def stored_text(text: str) -> str:
-    """``text`` as it is when written and read again."""
+    """``text`` with what UTF-8 cannot hold escaped: names of files are bytes, not always of an encoding."""
     return text.encode(errors="backslashreplace").decode()
