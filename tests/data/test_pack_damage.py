@@ -248,6 +248,9 @@ def test_nothing_is_trained_on_damaged_data(source, root, tmp_path, monkeypatch)
     assert "wide.npy" in refused(lambda: runner.run_all(planned, store, torch.device("cpu")))
     assert trained == []
     assert not store.root.exists()
+    runner.run_all(planned, store, torch.device("cpu"), verified=True)  # a worker, whose parent has checked
+    assert trained == planned
+    trained.clear()
     flip(folder / "wide.npy", -1)
     runner.run_all(planned, store, torch.device("cpu"))
     assert trained == planned
@@ -422,6 +425,9 @@ def spoil(journal, how):
         "not UTF-8": b"\n".join([first, b"\xff\xfe", *lines]),
         "a line cut": b"\n".join([first, lines[0], lines[1][:30], *lines[2:]]) + b"\n",
         "a line changed": b"\n".join([first, lines[0], lines[1].replace(b'"row": 1', b'"row": 3')]) + b"\n",
+        "a digest of its source changed": journal.read_bytes().replace(
+            entry["files"][0].encode(), entry["files"][0][::-1].encode()
+        ),
         "a number of thousands of digits": b"\n".join([first, *lines, b"9" * 5000]) + b"\n",
         "deep": b"\n".join([first, *lines, b"[" * 100_000]) + b"\n",
         "other types": b"\n".join([first, b"null", b"[]", b'"a"', b"7", *lines]) + b"\n",
@@ -443,6 +449,7 @@ def spoil(journal, how):
         ("not UTF-8", 5),
         ("a line cut", 4),
         ("a line changed", 1),
+        ("a digest of its source changed", 4),
         ("a number of thousands of digits", 5),
         ("deep", 5),
         ("other types", 5),
