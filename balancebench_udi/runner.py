@@ -216,6 +216,7 @@ def run_all(
     say: Callable[[str], None] = tqdm.write,
     bar: Bar | None = None,
     watch: Callable[[RunSpec], Watch] | None = None,
+    verified: bool = False,
 ) -> Outcome:
     """Train every job that has no record. Runs that another process holds are left to it.
 
@@ -226,14 +227,17 @@ def run_all(
         say: prints a line.
         bar: counts training steps; None draws one.
         watch: called with the specification of a run when it starts; what it returns gets the curves as they grow.
+        verified: another process has checked the stored data in full, this one need not.
 
     Raises:
-        UserError: results cannot be written; what is finished is kept.
+        UserError: damaged data, before anything is trained; results cannot be written, what is finished is kept.
     """
     outcome = Outcome()
     missing: list[Job] = []
     for job in jobs:
         (outcome.done if store.done(job.spec) else missing).append(job)
+    for job in missing if not verified else ():
+        job.bundle.verify()  # the first time in full
     if missing:
         store.prepare(say)  # before the bar is drawn
         _commit()  # of the code that runs, whatever happens to the files meanwhile

@@ -6,6 +6,7 @@
 
 The pack goes below the data root that ``run.py`` reads, to ``packed/<dataset>/``. Call it again after a crash, a Ctrl-C
 or a ``kill -9``: it goes on where it was. Samples that are missing, damaged or silent are listed in ``problems.csv``.
+``--verify`` checks every byte of what was prepared.
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ from tqdm import tqdm
 
 import registry
 from balancebench_udi.data.base import Dataset
-from balancebench_udi.data.pack import PROBLEMS, Packed, Prepared, prepare
+from balancebench_udi.data.pack import PROBLEMS, Packed, Prepared, prepare, verify_pack
 from balancebench_udi.errors import UserError
 from balancebench_udi.protocol import Protocol, load_protocol
 from benchmarks.command import PROTOCOLS, Parser, data_root, default_data, duration, guarded, parse_settings
 
+PACK = object()
+"""``--verify`` without a file."""
 DEFAULT = "default"
 """The protocol where none is named."""
 SHOWN = 3
@@ -69,9 +72,12 @@ def parser() -> Parser:
     )
     p.add_argument(
         "--verify",
+        nargs="?",
+        const=PACK,
         type=Path,
         metavar="FILE",
-        help="only compare the source with SHA-256 sums (of sha256sum or 'git lfs ls-files -l', perhaps gzipped)",
+        help="only check what was prepared, every byte of it; with a FILE, compare the source with the SHA-256 sums in "
+        "it (of sha256sum or 'git lfs ls-files -l', perhaps gzipped)",
     )
     p.add_argument(
         "--list",
@@ -96,6 +102,8 @@ def run(given: argparse.Namespace) -> int:
     if given.workers < 1:
         raise UserError(f"--workers must be at least 1, found {given.workers}")
     cls = registry.datasets.get(given.dataset)
+    if given.verify is PACK:
+        return verify_prepared(given, cls)
     if given.source is None and cls.needs:
         what = cls.source if issubclass(cls, Packed) else cls.needs
         raise UserError(f"{given.dataset} needs --source DIR with {what}; none was given")
@@ -104,13 +112,7 @@ def run(given: argparse.Namespace) -> int:
         raise UserError(f"--source must be a folder, found none at {source}")
     if os.path.isfile(source) and not hasattr(cls, "for_source"):
         raise UserError(f"--source must be a folder, found the file {source}; name the folder it is in")
-    protocol = load_protocol(given.protocol, PROTOCOLS, {})
-    settings = parse_settings(given.set, [given.dataset])
-    for owner in settings:
-        if owner != given.dataset:
-            raise UserError(f"--set must name options of {given.dataset}, found {owner!r}; leave it to run.py")
-    options = {**protocol.datasets.get(given.dataset, {}), **settings.get(given.dataset, {})}
-    dataset = cls(cls.Options.build(given.dataset, options))
+    protocol, dataset = described(given, cls)
     if given.verify is not None:
         return verify(source, given.verify.expanduser(), given.workers, given.strict)
     if given.protocol != DEFAULT and not protocol.datasets.get(given.dataset):
@@ -122,6 +124,35 @@ def run(given: argparse.Namespace) -> int:
         dataset = dataset.for_source(source)
     root = data_root(given.data_root) or default_data()
     report(dataset, prepare(dataset, source, root, given.workers, strict=given.strict))
+    return 0
+
+
+def described(given: argparse.Namespace, cls: type[Dataset]) -> tuple[Protocol, Any]:
+    """The protocol, and the dataset with the options that it and the command line set."""
+    protocol = load_protocol(given.protocol, PROTOCOLS, {})
+    settings = parse_settings(given.set, [given.dataset])
+    for owner in settings:
+        if owner != given.dataset:
+            raise UserError(f"--set must name options of {given.dataset}, found {owner!r}; leave it to run.py")
+    options = {**protocol.datasets.get(given.dataset, {}), **settings.get(given.dataset, {})}
+    return protocol, cls(cls.Options.build(given.dataset, options))
+
+
+def verify_prepared(given: argparse.Namespace, cls: type[Dataset]) -> int:
+    """Check what was prepared in full.
+
+    Raises:
+        UserError: nothing was prepared, or what is damaged.
+    """
+    if not issubclass(cls, Packed):
+        raise UserError(f"--verify needs a FILE with SHA-256 sums for {given.dataset}, which is not prepared; name one")
+    if given.source is not None:
+        raise UserError("--verify without a FILE checks what was prepared, found --source, too; leave one out")
+    _, dataset = described(given, cls)
+    pack = verify_pack(dataset, data_root(given.data_root) or default_data())
+    sizes = pack.manifest["bytes"]
+    print(f"{given.dataset} is whole: {len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB, are as they were written")
+    print(f"  fingerprint {pack.manifest['fingerprint']}, in {pack.folder}")
     return 0
 
 
@@ -155,8 +186,11 @@ def report(dataset: Packed, made: Prepared) -> None:
     pace = f", {made.decoded / made.seconds:.1f} samples a second" if made.decoded else ""
     earlier = f" ({made.resumed} were done before)" if made.resumed else ""
     if made.discarded:
-        earlier = f" ({made.discarded} done before were of another list, or of files elsewhere, and were done again)"
-    done = "already prepared" if not made.decoded and not made.resumed else f"decoded {made.decoded}{earlier}"
+        why = "of another list, of files elsewhere or of a damaged journal"
+        earlier = f" ({made.discarded} done before were {why}, and were done again)"
+    done = f"decoded {made.decoded}{earlier}"
+    if not made.decoded and not made.resumed:
+        done = "digests added" if made.upgraded else "already prepared"
     print(f"  {done} in {duration(made.seconds)}{pace}; fingerprint {manifest['fingerprint']}")
     print(f"  in {made.folder}")
     if made.newer:

@@ -75,9 +75,11 @@ def run_side_by_side(plan: Plan, given: Any, count: int, jobs: Sequence[Job], st
         given: what ``plan`` is called with; ``checkpoint_every`` and ``tensorboard`` of it are passed on.
 
     Raises:
-        UserError: what a worker raised, once all have stopped.
+        UserError: damaged data, before a worker starts; what a worker raised, once all have stopped.
     """
     missing = [number for number, job in enumerate(jobs) if not store.done(job.spec)]
+    for number in missing:
+        jobs[number].bundle.verify()  # here, once for all workers
     count = min(count, len(missing))
     threads = max(1, torch.get_num_threads() // max(1, count))
     context = multiprocessing.get_context("spawn")
@@ -185,7 +187,7 @@ def _work(plan: Plan, given: Any, threads: int, parent: Connection) -> None:
             with watching(given.tensorboard) as watch:
                 while (number := messenger.next()) is not None:
                     every, say = given.checkpoint_every, lambda line: messenger.tell("line", line)
-                    outcome = run_all([jobs[number]], store, device, every, say, bar, watch)
+                    outcome = run_all([jobs[number]], store, device, every, say, bar, watch, verified=True)
                     messenger.tell("failed", {job.spec.key: error for job, error in outcome.failed})
     except UserError as error:
         messenger.tell("error", str(error))

@@ -152,6 +152,10 @@ class Modality:
     transform: Transform = field(default_factory=Affine)
 
 
+def _nothing() -> None:
+    """What checks data that are read in full when they are loaded."""
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A loaded dataset.
@@ -161,6 +165,8 @@ class Bundle:
         classes: names of the classes; targets index into it.
         fingerprint: 12 hex digits over the source's bytes and everything that was done to them.
         facts: anything worth keeping beside a record (``generated``, Bayes accuracies, counts), JSON types.
+        verify: a function that checks the stored values in full, unless that was done before, and raises UserError if
+            they are damaged; called before a run is trained on them.
     """
 
     modalities: Mapping[str, Modality]
@@ -170,6 +176,7 @@ class Bundle:
     test: Split
     fingerprint: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    verify: Any = field(default=_nothing, repr=False, compare=False)  # typed, it would refuse **splits
 
     def __post_init__(self) -> None:
         for name in ("train", "val", "test"):
