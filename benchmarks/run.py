@@ -136,9 +136,8 @@ def plan_again(given: argparse.Namespace) -> tuple[list[Job], Store, torch.devic
 
 def make_plan(given: argparse.Namespace) -> tuple[list[Job], Store, torch.device, Protocol]:
     """Everything that the command line asks for, checked."""
-    names = registry.methods.match(words(given.methods, "--methods"))
-    methods = {name: registry.methods.get(name) for name in names}
-    settings = parse_settings(given.set, [*names, given.dataset])
+    methods = registry.methods.load(words(given.methods, "--methods"))
+    settings = parse_settings(given.set, [*methods, given.dataset])
     protocol = load_protocol(given.protocol, PROTOCOLS, run_overrides(given, settings))
     check_names(protocol, registry.methods.names(), registry.datasets.names())
     if given.select == "best_test" and not protocol.run.test_each_epoch:

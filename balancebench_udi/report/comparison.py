@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from balancebench_udi.errors import UserError
+from balancebench_udi.protocol import check_published
 from balancebench_udi.report import rendering
 from balancebench_udi.report.budget import at_budget, budget_curve
 from balancebench_udi.report.contest import CAUTION, MARKED, Contest, contest, finding, fullest, listed
@@ -117,7 +118,7 @@ def compare(
         _check(record, records[0], runs.setdefault(record["spec"]["method"], []), select)
         runs[record["spec"]["method"]].append(record)
     for claim in published:
-        _check_published(claim)
+        check_published(claim)
     most = max(map(len, runs.values()))
     wanted = most if wanted is None else wanted
     if wanted < most:
@@ -241,15 +242,6 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from _leaves(inner, f"{prefix}{name}.")
         else:
             yield prefix + name, inner
-
-
-def _check_published(row: Mapping[str, Any]) -> None:
-    lacking = [name for name in ("label", "accuracy", "source", "protocol") if name not in row]
-    if lacking:
-        raise UserError(f"a published row must have label, accuracy, source and protocol, found no {lacking[0]}: {row}")
-    value = row["accuracy"]
-    if value is not None and not (isinstance(value, int | float) and 0 <= value <= 100):
-        raise UserError(f"a published accuracy must be in percent, 0 to 100, found {value!r} for {row['label']}")
 
 
 def _figures(record: Mapping[str, Any], select: str, scores: Sequence[str]) -> dict[str, Any]:
