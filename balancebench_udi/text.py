@@ -85,7 +85,7 @@ def _mapped(frame: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
         return change(value) if isinstance(value, str) else value
 
     columns = {}
-    for at, name in enumerate(frame.columns):
+    for at in range(frame.shape[1]):
         column = frame.iloc[:, at]
         if not (pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_datetime64_any_dtype(column.dtype)):
             values = list(column)

@@ -1,8 +1,8 @@
 """One reader for every YAML file that a person writes: protocols, tables, published numbers, manifests.
 
 It reads what YAML 1.2 calls the core schema, within limits: texts, whole numbers, decimal numbers, ``true`` and
-``false``, null, lists, and mappings whose keys are texts. ``no``, ``on``, dates, ``1:30`` and ``007`` are texts. Anchors
-and merge keys work; a key that stands twice, a tag, and a control character are refused with the line they stand in.
+``false``, null, lists, and mappings whose keys are texts. ``no``, ``on``, dates, ``1:30`` and ``007`` are texts.
+Anchors and merge keys work; a key that stands twice, a tag, and a control character are refused with their line.
 """
 
 from __future__ import annotations

@@ -13,8 +13,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from balancebench_udi.store import Store
+from balancebench_udi.text import escape_controls
 
 MARKERS = "osD^vPX<>*phd8"
 BLACK = "#000000"
@@ -98,6 +100,8 @@ def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _rendered(figure: Figure, suffix: str, style: Mapping[Any, Any] = MappingProxyType({})) -> bytes:
     unwanted = {"svg": ("Date", "Creator"), "png": ("Software",)}[suffix]  # they differ from one call to the next
+    for text in figure.findobj(Text):  # names of classes and methods may hold what no XML can
+        text.set_text(escape_controls(text.get_text(), keep="\n"))
     handle = io.BytesIO()
     with matplotlib.rc_context({**STYLE, **style}):
         figure.savefig(handle, format=suffix, dpi=DPI, metadata=dict.fromkeys(unwanted))
