@@ -167,8 +167,8 @@ def _check(cls: Any, base: type, name: str) -> None:
                 raise TypeError(f"its attribute {attribute} must be {words}, found none")
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise TypeError(f"its attribute {attribute} must be {words}, found {found(value)}")
-    if cls.name != name:
-        raise TypeError(f"its attribute name must be {found(name)}, as it is registered, found {found(cls.name)}")
+    if (own := getattr(cls, "name", None)) != name:
+        raise TypeError(f"its attribute name must be {found(name)}, as it is registered, found {found(own)}")
     if not isinstance(cls.__doc__, str | None):
         raise TypeError(f"its docstring must be a text, found {found(cls.__doc__)}")
     _check_options(getattr(cls, "Options", None))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ class _Reader:
     """Values out of the parser's events; counts them, so that nothing grows without bounds."""
 
     def __init__(self, text: str) -> None:
-        self._events = yaml.parse(text, Loader=yaml.SafeLoader)
+        self._events: Iterator[Any] = yaml.parse(text, Loader=yaml.SafeLoader)
         self._known: dict[str, tuple[Any, int]] = {}  # anchor -> value and the number of values in it
         self._count = 0
 
@@ -146,7 +147,8 @@ class _Reader:
         self._grow(1 + len(getattr(event, "value", "")) // LONG, where)
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._known:
-                raise UserError(f"must name what stands whole before it, found *{shortened(event.anchor, 40)}{where}")
+                anchor = shortened(str(event.anchor), 40)
+                raise UserError(f"must name what stands whole before it, found *{anchor}{where}")
             value, count = self._known[event.anchor]
             self._grow(count - 1, where)
             return value

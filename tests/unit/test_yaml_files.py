@@ -86,8 +86,7 @@ def bomb(levels):
 
 
 MERGES = "\n".join(
-    ["a0: &a0 {x: 1, y: 2}"]
-    + [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 9)]
+    ["a0: &a0 {x: 1, y: 2}"] + [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 9)]
 )
 REFUSED = {
     "key twice": ("a: 1\nb: 2\na: 3\n", r"must have every key once, found 'a' in line 1 and in line 3: remove one"),
@@ -109,7 +108,10 @@ REFUSED = {
     "bomb of long texts": (f"a: &a {'x' * 400_000}\nb: [{'*a, ' * 100_000}]\n", r"must hold at most \d+ values"),
     "alias of itself": ("a: &a [*a]\n", r"must name what stands whole before it, found \*a in line 1"),
     "alias of nothing": ("a: *b\n", r"found \*b in line 1"),
-    "python": ("a: !!python/object/apply:os.system [ls]\n", r"must hold no tags, found tag:yaml.org.*python.*in line 1"),
+    "python": (
+        "a: !!python/object/apply:os.system [ls]\n",
+        r"must hold no tags, found tag:yaml.org.*in line 1",
+    ),
     "tag": ("a: !!binary aGk=\n", r"must hold no tags"),
     "own tag": ("a: !mine 5\n", r"must hold no tags, found !mine"),
     "tab": ("a:\n\tb: 1\n", r"must be YAML, found a mistake in line 2: a tab; indent by spaces"),
