@@ -55,5 +55,5 @@ def _check_neighbours() -> None:
 
 
 _check_neighbours()
-methods = Catalogue("method", METHODS, "balancebench_udi.methods")
-datasets = Catalogue("dataset", DATASETS, "balancebench_udi.datasets")
+methods = Catalogue("method", METHODS, "balancebench_udi.methods", "balancebench_udi.strategy:Strategy")
+datasets = Catalogue("dataset", DATASETS, "balancebench_udi.datasets", "balancebench_udi.data.base:Dataset")

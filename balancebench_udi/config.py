@@ -20,9 +20,12 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from balancebench_udi.errors import UserError, near_misses
+from balancebench_udi.text import found, shortened
 
-LARGEST = 2**63 - 1
-"""What tensors and readers of records take for a whole number."""
+WHOLE = 2**63
+"""Whole numbers are smaller than this, and not smaller than its negative: no record can hold others."""
+MOST_ITEMS = 1000
+"""Values of a list."""
 
 
 def option(
@@ -70,7 +73,7 @@ class Options:
         for name in values:
             if name not in known:
                 hint = near_misses(name, known) if known else "; it has none"
-                raise UserError(f"{owner} has no option {name!r}{hint}")
+                raise UserError(f"{owner} has no option {found(name)}{hint}")
         try:
             return cls(**values)
         except UserError as error:
@@ -97,8 +100,8 @@ def check_window(window: tuple[float, ...]) -> None:
         UserError: with what was found.
     """
     if len(window) != 2 or window[0] > window[1]:
-        found = ", ".join(map(str, window))
-        raise UserError(f"window must be two fractions of the run, the first not above the last, found {found}")
+        values = shortened(", ".join(map(str, window)), 100)
+        raise UserError(f"window must be two fractions of the run, the first not above the last, found {values}")
 
 
 def _coerce(name: str, value: Any, hint: Any) -> Any:
@@ -112,45 +115,48 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, list | tuple):
             items = [items]
+        if len(items) > MOST_ITEMS:
+            raise UserError(f"{name} must be a list of at most {MOST_ITEMS} values, found {len(items)}")
         return tuple(_coerce(name, item, arguments[0]) for item in items)
     if hint is bool:
-        text = str(value).lower()
+        text = str(value).lower() if isinstance(value, str | bool) or value in (0, 1) else ""
         if text in {"true", "1", "yes", "on"}:
             return True
         if text in {"false", "0", "no", "off"}:
             return False
-        raise UserError(f"{name} must be true or false, found {value!r}")
+        raise UserError(f"{name} must be true or false, found {found(value)}")
     try:
         if hint is int:
-            if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+            if isinstance(value, bool):
                 raise ValueError
-            text = str(value)
-            number = int(value) if text.lstrip("+-").isdigit() else _whole(float(value))
-            if abs(number) > LARGEST:
-                raise UserError(f"{name} must be at most {LARGEST} in size, found a number of {len(text)} characters")
-            return number
+            exact = isinstance(value, int) or (isinstance(value, str) and value.strip().lstrip("+-").isdigit())
+            return _whole(name, int(value) if exact else float(value))
         if hint is float:
             if isinstance(value, bool):
                 raise ValueError
             return float(value)
     except (TypeError, ValueError, OverflowError):
         kind = "a whole number" if hint is int else "a number"
-        raise UserError(f"{name} must be {kind}, found {value!r}") from None
+        raise UserError(f"{name} must be {kind}, found {found(value)}") from None
     if hint is str:
-        return str(value)
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise UserError(f"{name} must be a text, found {found(value)}")
+        return str(_coerce(name, value, int) if isinstance(value, int) else value)
     raise TypeError(f"option {name}: the type {hint} is not supported")
 
 
-def _whole(value: float) -> int:
-    if not value.is_integer():
+def _whole(name: str, value: float) -> int:
+    if int(value) != value:
         raise ValueError
+    if not -WHOLE <= value < WHOLE:
+        raise UserError(f"{name} must be a whole number of 64 bits, found {found(value)}")
     return int(value)
 
 
 def _check(name: str, value: Any, bounds: Mapping[str, Any]) -> None:
     choices = bounds.get("choices")
     if choices is not None and value not in choices:
-        raise UserError(f"{name} must be one of {', '.join(map(str, choices))}, found {value}")
+        raise UserError(f"{name} must be one of {', '.join(map(str, choices))}, found {shortened(str(value), 100)}")
     for one in value if isinstance(value, tuple) else (value,):
         if isinstance(one, float) and not math.isfinite(one):  # no record can hold it
             kind = "a number" if math.isnan(one) else "finite"

@@ -20,11 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from balancebench_udi.config import Options, option
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.spec import Optimizer, Schedule
+from balancebench_udi.text import escape_controls, found, shortened
+from balancebench_udi.yaml_files import absent, read_yaml
+
+PUBLISHED = ("label", "accuracy", "source", "protocol")
+"""What a published row has."""
 
 MOST = 1_000_000
 """Epochs of a phase, samples in a batch."""
@@ -100,33 +103,13 @@ def load_protocol(name: str, folder: Path, overrides: Mapping[str, Mapping[str, 
         UserError: no such protocol (with near misses), damaged YAML, an unknown section or option.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
-    if not path.is_file():
+    if absent(path):
         known = [p.stem for p in folder.glob("*.yaml")]
-        raise UserError(f"there is no protocol called {name!r}{near_misses(name, known)}")
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} must be YAML, found a mistake: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold named sections ({', '.join(SECTIONS)}), found {type(values).__name__}")
-    for section in values:
-        if section not in SECTIONS:
-            raise UserError(f"{path} has no section {section!r}{near_misses(str(section), SECTIONS)}")
-
-        if section not in ("version", "about") and not isinstance(values[section] or {}, dict):
-            raise UserError(f"section {section!r} of {path} must hold names with values, found {values[section]!r}")
-    version = values.get("version", 1)
-    if type(version) is not int:
-        raise UserError(f"the version of {path} must be a whole number, found {version!r}")
-    for section, holds in OWNED.items():
-        for owner, given in (values.get(section) or {}).items():
-            _check_kind(f"{section}.{owner} of {path}", given, *holds)
-            if section == "methods_on":
-                for method, options in given.items():
-                    _check_kind(f"{section}.{owner}.{method} of {path}", options, *OPTIONS)
-            if section == "published":
-                for row in given:
-                    check_published(row, f" in {section}.{owner} of {path}")
+        raise UserError(f"there is no protocol called {found(name)}{near_misses(name, known)}")
+    values = read_yaml(path, "a protocol")
+    if escape_controls(path.stem) != path.stem:
+        raise UserError(f"the name of a protocol must be of printable characters, found {found(path.stem)}: rename it")
+    _check_sections(path, values)
 
     def parts(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         sections: dict[str, type[Options]] = {"run": RunOptions, "optimizer": Optimizer, "schedule": Schedule}
@@ -136,38 +119,69 @@ def load_protocol(name: str, folder: Path, overrides: Mapping[str, Mapping[str, 
     rest: dict[str, Any] = {s: values.get(s) or {} for s in OWNED}
     return Protocol(
         name=path.stem if _named(wanted) == _named(parts({})) else f"{path.stem}+",
-        version=version,
-        about=str(values.get("about", "")),
+        version=values.get("version", 1),
+        about=values.get("about") or "",
         **wanted,
         **rest,
     )
 
 
-def _check_kind(owner: str, given: Any, kind: type, what: str) -> None:
-    if not isinstance(given, kind):
-        raise UserError(f"{owner} must hold {what}, found {given!r}")
+def _check_sections(path: Path, values: Mapping[str, Any]) -> None:
+    """Refuse unknown sections, and what none of a protocol's readers could use."""
+    for section, given in values.items():
+        if section not in SECTIONS:
+            raise UserError(f"{path} has no section {found(section)}{near_misses(section, SECTIONS)}")
+        if section not in ("version", "about") and not isinstance(given, dict | None):
+            raise UserError(f"section {section!r} of {path} must hold names with values, found {found(given)}")
+    version, about = values.get("version", 1), values.get("about")
+    if type(version) is not int:
+        raise UserError(f"the version of {path} must be a whole number, found {found(version)}")
+    if not isinstance(about, str | None):
+        raise UserError(f"about of {path} must be a text, found {found(about)}: put it in quotes")
+    for section, holds in OWNED.items():
+        for owner, given in (values.get(section) or {}).items():
+            where = f"{section}.{owner} of {path}"
+            _check_kind(where, given, *holds)
+            if section == "methods_on":
+                for method, options in given.items():
+                    _check_kind(f"{section}.{owner}.{method} of {path}", options, *OPTIONS)
+            if section == "encoders" and not isinstance(given.get("name", ""), str):
+                raise UserError(f"the name in {where} must be that of an encoder, found {found(given['name'])}")
+            if section == "published":
+                for row in given:
+                    check_published(row, f" in {where}")
 
 
 def check_published(row: Any, where: str = "") -> None:
-    """Refuse a row of ``published`` that no table can show.
+    """Refuse a published row that no table can show.
+
+    Args:
+        row: what should be a mapping of ``label``, ``accuracy`` (in percent, or None), ``source`` and ``protocol``.
+        where: where it stands, for a sentence.
 
     Raises:
-        UserError: something is absent or of the wrong kind; ``where`` follows the words "a published row".
+        UserError: it is not.
     """
     if not isinstance(row, Mapping):
-        raise UserError(f"a published row{where} must hold names with values, found {row!r}")
-    lacking = [name for name in ("label", "accuracy", "source", "protocol") if name not in row]
-    if lacking:
-        raise UserError(
-            f"a published row{where} must have label, accuracy, source and protocol, found no {lacking[0]}: {row}"
-        )
-    for name in ("label", "source", "protocol"):
-        if not isinstance(row[name], str):
-            raise UserError(f"{name} of a published row{where} must be text, found {row[name]!r}")
+        raise UserError(f"a published row{where} must have {', '.join(PUBLISHED)}, found {found(row)}")
+    for name in PUBLISHED:
+        if name not in row:
+            raise UserError(
+                f"a published row{where} must have label, accuracy, source and protocol, found no {name}: {found(row)}"
+            )
+        if name != "accuracy" and not isinstance(row[name], str):
+            raise UserError(f"{name} of a published row{where} must be a text, found {found(row[name])}: use quotes")
     value = row["accuracy"]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is not None and not (number and 0 <= value <= 100):
-        raise UserError(f"a published accuracy{where} must be in percent, 0 to 100, found {value!r} for {row['label']}")
+    if value is not None and (type(value) not in (int, float) or not 0 <= value <= 100):
+        raise UserError(
+            f"a published accuracy{where} must be in percent, 0 to 100, found {found(value)} for "
+            f"{shortened(row['label'], 60)}"
+        )
+
+
+def _check_kind(owner: str, given: Any, kind: type, what: str) -> None:
+    if not isinstance(given, kind):
+        raise UserError(f"{owner} must hold {what}, found {found(given)}")
 
 
 def _named(parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,6 +207,6 @@ def check_names(protocol: Protocol, methods: Collection[str], datasets: Collecti
         known = datasets if kind == "dataset" else methods
         if name not in known:
             raise UserError(
-                f"a {kind} in {section} of protocol {protocol.name} must be one that is here, found {name!r}"
-                f"{near_misses(str(name), known)}"
+                f"a {kind} in {section} of protocol {protocol.name} must be one that is here, found {found(name)}"
+                f"{near_misses(name, known)}"
             )

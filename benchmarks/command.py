@@ -21,6 +21,7 @@ from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.interruption import Stopped, listening
 from balancebench_udi.places import LONGEST_NAME
 from balancebench_udi.store import Store
+from balancebench_udi.text import found, shortened
 from benchmarks.streams import lossy
 
 HERE = Path(__file__).resolve().parent
@@ -115,7 +116,7 @@ def _status(
     except SystemExit as end:  # of --help
         return int(end.code or 0)
     except UserError as error:
-        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"\ninterrupted; {hint}", file=sys.stderr)
@@ -123,20 +124,9 @@ def _status(
     except OSError as error:
         if error.filename is None:
             raise
-        shown = _one_line(shown_short(str(error.filename)))
+        shown = shortened(str(error.filename), LONGEST_SHOWN)
         print(f"error: {shown} must be readable or writable, found: {error.strerror}; name another", file=sys.stderr)
         return 2
-
-
-def _one_line(text: str) -> str:
-    """What a terminal shows as one line, whatever names and values it quotes."""
-    kept = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return kept.encode(errors="backslashreplace").decode()
-
-
-def shown_short(text: str) -> str:
-    """Not more of a value than a sentence can show."""
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def words(text: str, flag: str) -> list[str]:
@@ -158,7 +148,7 @@ def folder_name(text: str) -> str:
         UserError: it does not.
     """
     if Path(text).name != text or text in ("", "..") or not text.isprintable():
-        raise UserError(f"--name must be a plain folder name, found {shown_short(text)!r}")
+        raise UserError(f"--name must be a plain folder name, found {found(text)}")
     if len(text.encode()) > LONGEST_NAME:
         raise UserError(f"--name must have at most {LONGEST_NAME} bytes, found {len(text.encode())}: shorten it")
     return text

@@ -34,6 +34,7 @@ from balancebench_udi.report.figures import embedding
 from balancebench_udi.runner import Job, run_all
 from balancebench_udi.store import Store
 from balancebench_udi.strategy import evaluating
+from balancebench_udi.text import guard_frame
 from balancebench_udi.trainer import Trainer
 from benchmarks import run as training
 from benchmarks.command import Parser, fitting, folder_name, guarded, short
@@ -100,7 +101,7 @@ def run(given: argparse.Namespace) -> int:
     folder = store.root / "figures" / name
     paths = embedding.draw(places, classes, heading).save(folder, "tsne")
     paths.append(folder / "tsne.csv")
-    store.replace(paths[-1], lambda handle: handle.write(places.to_csv(index=False).encode()))
+    store.replace(paths[-1], lambda handle: handle.write(guard_frame(places).to_csv(index=False).encode()))
     print("written: " + ", ".join(map(short, paths)))
     return 0
 

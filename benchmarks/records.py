@@ -34,6 +34,7 @@ from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.report.comparison import RULES
 from balancebench_udi.report.tidy import SAMPLE, frame, samples, trained_alone
 from balancebench_udi.store import Store, check_record, read_record
+from balancebench_udi.text import guard_frame
 from benchmarks.command import ALONE, Parser, default_out, guarded, short, words
 
 
@@ -198,7 +199,7 @@ def save(tables: Iterable[pd.DataFrame], handle: BinaryIO, suffix: str) -> int:
     rows = 0
     if suffix == ".csv":
         for table in tables:
-            table.to_csv(handle, header=not rows, index=False, lineterminator="\n")
+            guard_frame(table).to_csv(handle, header=not rows, index=False, lineterminator="\n")
             rows += len(table)
         return rows
     import pyarrow

@@ -38,6 +38,7 @@ from balancebench_udi.report.page import FIGURED, FIGURES, Figures, MethodFacts,
 from balancebench_udi.report.published import Claim, load_published
 from balancebench_udi.spec import RunSpec
 from balancebench_udi.store import Store
+from balancebench_udi.text import unguard_frame
 from benchmarks.command import ALONE, PROTOCOLS, PUBLISHED, Parser, default_out, guarded, short, words
 
 REFERENCE = "joint"
@@ -136,7 +137,7 @@ def mapped(store: Store) -> Callable[[Part, Sequence[Mapping[str, Any]]], Drawin
         if not path.is_file():
             raise UserError("it needs networks, which no record holds; benchmarks/embedding.py trains and draws it")
         try:
-            places = pd.read_csv(path)
+            places = unguard_frame(pd.read_csv(path, dtype={"panel": str, "modality": str}))
             (modality,), keys = set(places["modality"]), set(places["key"])
         except (OSError, ValueError, KeyError) as error:
             raise UserError(

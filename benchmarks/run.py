@@ -38,6 +38,7 @@ from balancebench_udi.protocol import Protocol, check_names, load_protocol
 from balancebench_udi.runner import Job, Outcome, estimate, plan, resolve_precision, run_all
 from balancebench_udi.spec import canonical
 from balancebench_udi.store import Store
+from balancebench_udi.text import found
 from balancebench_udi.watch import check_curves, watching
 from benchmarks.command import (
     PROTOCOLS,
@@ -55,7 +56,6 @@ from benchmarks.command import (
     manage_memory_for,
     parse_settings,
     short,
-    shown_short,
     words,
 )
 from benchmarks.workers import run_side_by_side
@@ -162,9 +162,8 @@ def plan_again(given: argparse.Namespace) -> tuple[list[Job], Store, torch.devic
 
 def make_plan(given: argparse.Namespace) -> tuple[list[Job], Store, torch.device, Protocol]:
     """Everything that the command line asks for, checked."""
-    names = registry.methods.match(words(given.methods, "--methods"))
-    methods = {name: registry.methods.get(name) for name in names}
-    settings = parse_settings(given.set, [*names, given.dataset])
+    methods = registry.methods.load(words(given.methods, "--methods"))
+    settings = parse_settings(given.set, [*methods, given.dataset])
     protocol = load_protocol(given.protocol, PROTOCOLS, run_overrides(given, settings))
     check_names(protocol, registry.methods.names(), registry.datasets.names())
     if given.select == "best_test" and not protocol.run.test_each_epoch:
@@ -321,10 +320,10 @@ def parse_seeds(text: str) -> list[int]:
         first, dash, last = (part.strip() for part in word.partition("-"))
         last = last if dash else first
         if not all(part.isascii() and part.isdecimal() for part in (first, last)):
-            raise UserError(f"--seeds takes whole numbers and ranges such as 0-4, found {shown_short(word)!r}")
+            raise UserError(f"--seeds takes whole numbers and ranges such as 0-4, found {found(word)}")
         low, high = (int(part.lstrip("0")[:20] or 0) for part in (first, last))  # int takes 4300 digits at most
         if max(low, high) > LARGEST_SEED:
-            raise UserError(f"--seeds takes numbers up to {LARGEST_SEED}, found {shown_short(word)!r}")
+            raise UserError(f"--seeds takes numbers up to {LARGEST_SEED}, found {found(word)}")
         if high < low:
             raise UserError(f"--seeds takes ranges from low to high, found {word!r}")
         if high - low >= MOST_SEEDS or len(seeds) + high - low >= MOST_SEEDS:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fnmatch
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import registry
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.nets.encoders import ENCODERS, encoder_options
 from balancebench_udi.nets.fusion import FUSIONS, check_fusion
-from balancebench_udi.protocol import Protocol, check_names, load_protocol
+from balancebench_udi.protocol import MOST, Protocol, check_names, load_protocol
 from balancebench_udi.report.comparison import RULES
 from balancebench_udi.report.published import load_published
 from balancebench_udi.report.tidy import COSTS, DERIVED, SCORES
+from balancebench_udi.text import found
+from balancebench_udi.yaml_files import absent, read_yaml
 from benchmarks.command import PROTOCOLS, PUBLISHED, parse_settings
 from benchmarks.run import parse_seeds, parser, run_overrides
 
@@ -151,13 +153,9 @@ def load_table(name: str) -> Table:
             a method, a dataset or a value that is not known.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else TABLES / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(f"there is no table called {name!r}{near_misses(name, table_names())}")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} must be YAML, found a mistake: {' '.join(str(error).split())}") from None
-    given = _keys(values, Table, path.name, "name")
+    if absent(path):
+        raise UserError(f"there is no table called {found(name)}{near_misses(name, table_names())}")
+    given = _keys(read_yaml(path, "a table"), Table, path.name, "name")
     parts = {
         "rows": [_part(Row, one, f"a row of {path.name}") for one in given["rows"]],
         "columns": [_part(Column, one, f"a column of {path.name}") for one in given["columns"]],
@@ -166,10 +164,10 @@ def load_table(name: str) -> Table:
         names = [member.name for member in members]
         twice = [n for n in names if names.count(n) > 1]
         if twice or not names:
-            found = f"found {twice[0]!r} twice" if twice else "found none"
-            raise UserError(f"the {kind} of {path.name} must be one or more with names of their own, {found}: mend it")
+            seen = f"found {found(twice[0])} twice" if twice else "found none"
+            raise UserError(f"the {kind} of {path.name} must be one or more with names of their own, {seen}: mend it")
     if given.get("select", "best_val") not in RULES:
-        raise UserError(f"select of {path.name} must be one of {', '.join(RULES)}, found {given['select']!r}")
+        raise UserError(f"select of {path.name} must be one of {', '.join(RULES)}, found {found(given['select'])}")
     table = Table(**{"name": path.stem, **given, **parts, "seeds": str(given.get("seeds", "0-4"))})
     parse_seeds(table.seeds)
     _check_names(table, path.name)
@@ -195,14 +193,14 @@ def _check_names(table: Table, where: str) -> None:
         if name not in told:
             raise UserError(
                 f"{kind} of {owner} of {where}, must be implemented, published or listed under elsewhere, "
-                f"found {name!r}{near_misses(name, here[kind])}"
+                f"found {found(name)}{near_misses(name, here[kind])}"
             )
 
 
 def _check_values(table: Table, where: str) -> None:
     """Refuse a value that no run could have."""
     for value in table.values:
-        kind, slash, rest = str(value).partition("/")
+        kind, slash, rest = value.partition("/")
         if "*" in kind:
             right = any(fnmatch.fnmatchcase(name.rstrip("/"), kind) for name in VALUES)
         else:
@@ -210,7 +208,7 @@ def _check_values(table: Table, where: str) -> None:
         if not right:
             names = [f"{name}*" if name.endswith("/") else name for name in VALUES]
             raise UserError(
-                f"a value of {where} must be one that runs have, found {value!r}{near_misses(str(value), names)}"
+                f"a value of {where} must be one that runs have, found {found(value)}{near_misses(value, names)}"
             )
 
 
@@ -219,59 +217,72 @@ def table_names() -> list[str]:
     return sorted(path.stem for path in TABLES.glob("*.yaml"))
 
 
-KINDS: dict[str, tuple[type, str]] = {
+KINDS: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("rows", "columns", "values", "published", "elsewhere", "caption"), (list, "a list")),
     **dict.fromkeys(("set", "encoders"), (dict, "names with values")),
     **dict.fromkeys(("name", "title", "about", "select", "dataset", "protocol", "method", "note"), (str, "text")),
     **dict.fromkeys(("fusion", "precision"), (str, "a name")),
+    "seeds": (str | int, "whole numbers and ranges such as 0-4"),
 }
 """What a key of a table, a row or a column must hold."""
+TEXTS = ("values", "published", "elsewhere", "caption")
+"""Lists that hold texts only."""
 
 
 def _keys(values: Any, cls: type, where: str, *derived: str) -> dict[str, Any]:
-    """``values`` as the fields of ``cls``, ``derived`` ones apart: no key unknown, none of those it needs absent."""
+    """``values`` as the fields of ``cls``, ``derived`` ones apart: no key unknown, none of those it needs absent.
+
+    Names and titles come on one line.
+    """
     if not isinstance(values, dict):
-        raise UserError(f"{where} must hold names with values, found {values!r}")
+        raise UserError(f"{where} must hold names with values, found {found(values)}")
     fields = [f for f in dataclasses.fields(cls) if f.name not in derived]
     known = [f.name for f in fields]
     for key, value in values.items():
         if key not in known:
-            raise UserError(f"{where} has no key {key!r}{near_misses(str(key), known)}")
+            raise UserError(f"{where} has no key {found(key)}{near_misses(key, known)}")
         kind, words = KINDS.get(key, (object, ""))
         if not isinstance(value, kind):
-            raise UserError(f"{key} of {where} must be {words}, found {value!r}")
+            raise UserError(f"{key} of {where} must be {words}, found {found(value)}")
+        for one in value if key in TEXTS else ():
+            if not isinstance(one, str):
+                raise UserError(f"{key} of {where} must be a list of texts, found {found(one)}: put it in quotes")
+        if key in ("name", "title") and not value.strip():
+            raise UserError(f"{key} of {where} must be a text, found {found(value)}: write one")
     for f in fields:
         needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if needed and f.name not in values:
-            raise UserError(f"{where} must have the key {f.name!r}, found {', '.join(map(str, values)) or 'none'}")
-    return values
+            raise UserError(f"{where} must have the key {f.name!r}, found {', '.join(values) or 'none'}")
+    return {k: " ".join(v.split()) if k in ("name", "title") else v for k, v in values.items()}
 
 
 def _part(cls: type, values: Any, where: str) -> Any:
     """A row or a column."""
     made = cls(**_keys(values, cls, where))
-    where = f"{made.name!r}, {where}"
+    where = f"{found(made.name)}, {where}"
     epochs = made.epochs
     if isinstance(epochs, str):
         _factor(epochs, where)
     elif epochs is not None and (type(epochs) is not int or epochs < 1):
-        raise UserError(f"epochs of {where}, must be a whole number >= 1 or a multiple such as 2x, found {epochs!r}")
+        raise UserError(
+            f"epochs of {where}, must be a whole number >= 1 or a multiple such as 2x, found {found(epochs)}"
+        )
     if made.fusion is not None and made.fusion not in FUSIONS:
-        raise UserError(f"fusion of {where}, must name one, found {made.fusion!r}{near_misses(made.fusion, FUSIONS)}")
+        raise UserError(
+            f"fusion of {where}, must name one, found {found(made.fusion)}{near_misses(made.fusion, FUSIONS)}"
+        )
     for m, encoder in getattr(made, "encoders", {}).items():
-        if not isinstance(encoder, dict) or encoder.get("name") not in ENCODERS:
-            raise UserError(f"encoder {m} of {where}, must name one of {', '.join(ENCODERS)}, found {encoder!r}")
+        if not isinstance(encoder, dict) or encoder.get("name") not in [*ENCODERS]:  # a list: the name may be anything
+            raise UserError(f"encoder {m} of {where}, must name one of {', '.join(ENCODERS)}, found {found(encoder)}")
     return made
 
 
 def _factor(epochs: str, where: str) -> float:
     """``"2x"`` as 2."""
-    try:
-        factor = float(epochs.removesuffix("x")) if epochs.endswith("x") else 0.0
-    except ValueError:
-        factor = 0.0
-    if factor <= 0:
-        raise UserError(f"epochs of {where}, must be a whole number or a multiple such as 2x, found {epochs!r}")
+    told = re.fullmatch(r"([0-9]*\.?[0-9]+)x", epochs)
+    factor = float(told[1]) if told else 0.0
+    if not 0 < factor < math.inf:
+        raise UserError(f"epochs of {where}, must be a whole number or a multiple such as 2x, found {found(epochs)}")
     return factor
 
 
@@ -315,7 +326,7 @@ def epochs(row: Row, column: Column) -> int | None:
     if not isinstance(row.epochs, str):
         return row.epochs or column.epochs
     base = column.epochs or load_protocol(column.protocol, PROTOCOLS, {}).run.epochs
-    return max(1, round(base * _factor(row.epochs, repr(row.name))))
+    return max(1, round(min(base * _factor(row.epochs, found(row.name)), MOST + 1)))
 
 
 def wanted(row: Row, column: Column, select: str) -> Wanted:

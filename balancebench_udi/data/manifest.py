@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 
 from balancebench_udi.data.base import Bundle, Modality, long_cells, stratified_holdout
@@ -24,6 +23,8 @@ from balancebench_udi.data.kinds import KINDS, Kind, ManifestOptions, Text, Vide
 from balancebench_udi.data.pack import MANIFEST, PROBLEMS, Item, Listing, Pack, Packed, Problem, Stored, read_manifest
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.seeding import generator
+from balancebench_udi.text import found as shown
+from balancebench_udi.yaml_files import absent, read_yaml
 
 DECLARATIONS = ("manifest.yaml", "manifest.yml")
 """Names of the YAML file in the folder that ``--source`` names."""
@@ -257,7 +258,7 @@ def _find_declaration(source: Path) -> Path:
     if os.path.isfile(source):  # Path.is_file raises where a name is too long
         return source
     for name in DECLARATIONS:
-        if os.path.isfile(source / name):
+        if os.path.isdir(source) and not absent(source / name):
             return source / name
     raise UserError(f"{source} must hold {DECLARATIONS[0]}, found none; {_GUIDE} shows how to write one")
 
@@ -337,62 +338,56 @@ def _absent(kind: Kind, path: Path) -> str:
     return "be a file, it is a folder"
 
 
-class _Unique(yaml.SafeLoader):
-    """YAML as it is safe to read, without keys that stand twice: the first one would vanish."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key} stands twice; remove one", problem_mark=node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(path: Path) -> tuple[Path, dict[str, Kind]]:
     """The CSV and the modalities that a YAML declares."""
-    try:
-        values = yaml.load(path.read_bytes().decode("utf-8-sig"), _Unique)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} must be YAML, found a mistake: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
+    values = read_yaml(path, "a manifest")
+    if not values:
         raise UserError(f"{path} must hold csv and modalities, found neither; {_GUIDE} shows how to write one")
     for key in values:
         if key not in ("csv", "modalities"):
-            raise UserError(f"{path} has no key {key!r}{near_misses(str(key), ('csv', 'modalities'))}")
+            raise UserError(f"{path} has no key {shown(key)}{near_misses(key, ('csv', 'modalities'))}")
     table, declared = values.get("csv"), values.get("modalities")
-    if not isinstance(table, str):
-        raise UserError(f"csv of {path} must be the path of a CSV, found {table!r}; {_GUIDE} shows how to write one")
+    if not isinstance(table, str) or not table:
+        raise UserError(
+            f"csv of {path} must be the path of a CSV, found {shown(table)}; {_GUIDE} shows how to write one"
+        )
     if not isinstance(declared, dict) or len(declared) < 2:
-        found = ", ".join(map(str, declared)) if isinstance(declared, dict) else repr(declared)
+        found = ", ".join(declared) if isinstance(declared, dict) else shown(declared)
         raise UserError(f"modalities of {path} must name at least two, each with its kind, found {found}; add some")
     return path.parent / table, {m: _read_kind(m, given, path) for m, given in declared.items()}
 
 
-def _read_kind(m: Any, given: Any, path: Path) -> Kind:
+def _read_kind(m: str, given: Any, path: Path) -> Kind:
     """One modality of the YAML."""
-    if not isinstance(m, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", m):
-        raise UserError(f"a modality of {path} must be named by letters, digits and _, found {m!r}; rename it")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{,63}", m):
+        raise UserError(
+            f"a modality of {path} must be named by at most 64 letters, digits and _, found {shown(m)}; rename it"
+        )
     if m in COLUMNS or hasattr(nn.ModuleDict(), m):
         raise UserError(f"a modality of {path} must not be named {m}, which means something else; rename it")
     if not isinstance(given, dict) or "kind" not in given:
-        raise UserError(f"modality {m} of {path} must have a kind ({', '.join(KINDS)}), found {given!r}; add it")
+        raise UserError(f"modality {m} of {path} must have a kind ({', '.join(KINDS)}), found {shown(given)}; add it")
     kind = given["kind"]
     if not isinstance(kind, str) or kind not in KINDS:
-        raise UserError(f"modality {m} of {path} has no kind {kind!r}{near_misses(str(kind), KINDS)}")
-    settings = {"column": m, **{str(key): value for key, value in given.items() if key != "kind"}}
+        raise UserError(f"modality {m} of {path} has no kind {shown(kind)}{near_misses(kind, KINDS)}")
+    settings = {"column": m, **{key: value for key, value in given.items() if key != "kind"}}
     return KINDS[kind].build(m, settings)
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """The named columns of a CSV, and of every row its last line in the file and its cells."""
     try:
+        if not path.is_file():
+            what = "none" if absent(path) else "a folder" if path.is_dir() else "a pipe or a device"
+            raise UserError(f"csv must name a file, found {what} at {shown(str(path), 200)}; correct the YAML")
         text = path.read_bytes().decode("utf-8-sig")
-    except (UnicodeDecodeError, PermissionError, IsADirectoryError):
+    except UnicodeDecodeError:
         raise UserError(f"{path} must be a CSV in UTF-8, it is not; save it as such") from None
-    except (OSError, ValueError):  # absent, or no name of a file
-        raise UserError(f"csv must name a file, found none at {str(path)!r}; correct the YAML") from None
+    except OSError as error:
+        reason = (error.strerror or "").lower()
+        raise UserError(
+            f"csv must name a file that can be read, found {shown(str(path), 200)}: {reason}; correct the YAML"
+        ) from None
     told = re.match(r"sep=([,;\t])\s*\n", text)  # Excel's own first line
     separator = told[1] if told else max(",;\t", key=text.strip().partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -445,7 +440,7 @@ def _check_rows(path: Path, header: Sequence[str], rows: Sequence[tuple[int, dic
                     f"{line}, in {row['split']}; move its rows to one"
                 )
     labels = [row["label"] for _, row in rows]
-    classes = sorted(set(labels), key=lambda c: (0, int(c), c) if re.fullmatch(r"[+-]?[0-9]+", c) else (1, 0, c))
+    classes = sorted(set(labels), key=lambda c: (0, int(c), c) if re.fullmatch(r"[+-]?[0-9]{1,100}", c) else (1, 0, c))
     if len(classes) < 2:
         raise UserError(f"{path} must have at least two classes, found {classes[0]!r} only; add another")
     _check_classes(labels, [row["split"] for _, row in rows] if "split" in header else None, classes, str(path))

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from balancebench_udi.report.figures.style import Drawing
+from balancebench_udi.text import escape_controls
 
 MISSING = '<span class="none">–</span>'
 """A number that is not there."""
@@ -31,7 +32,7 @@ class Cell:
 
 def escape(text: object) -> str:
     """``text`` as HTML, fit for attributes as well."""
-    return html.escape(str(text))
+    return html.escape(escape_controls(str(text)))
 
 
 def prose(text: str) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from balancebench_udi.report import tex
-from balancebench_udi.report.rendering import LATEX, MARKDOWN, TERMINAL, WIDTH, Style, bullets
+from balancebench_udi.report.rendering import LATEX, MARKDOWN, TERMINAL, WIDTH, Style, bullets, in_markdown
+from balancebench_udi.text import escape_controls, guard_frame
 
 if TYPE_CHECKING:
     from balancebench_udi.report.matrix import Matrix
@@ -115,11 +116,11 @@ def text(matrix: Matrix) -> str:
     grid = []
     filled, empty = _filled(matrix)
     for column, value in filled:
-        heads = [column, _head(value)] if several else [column]
+        heads = [escape_controls(column), *([_head(value)] if several else [])]
         grid.append([*heads, *(_cell(matrix, row, column, value, TERMINAL) for row in matrix.rows)])
     if matrix.ranks:
         grid.append([*["", "rank"][-(1 + several) :], *(_rank(matrix, row) for row in matrix.rows)])
-    names = [*([""] * (1 + several)), *matrix.rows]
+    names = [*([""] * (1 + several)), *map(escape_controls, matrix.rows)]
     for block in _blocks(grid, WIDTH - max(map(len, names))):
         for earlier, later in zip(reversed(block[:-1]), reversed(block[1:]), strict=True):
             later[0] = "" if several and later[0] == earlier[0] else later[0]  # a column's name once
@@ -129,7 +130,7 @@ def text(matrix: Matrix) -> str:
     if matrix.beside:
         legend += "; [published, under its own protocol]"
     lines += ["", *textwrap.wrap(legend, WIDTH)]
-    return "\n".join(lines + bullets(matrix.findings))
+    return "\n".join(map(escape_controls, lines + bullets(matrix.findings)))
 
 
 def _blocks(grid: Sequence[list[str]], room: int) -> Iterator[list[list[str]]]:
@@ -160,20 +161,20 @@ def markdown(matrix: Matrix) -> str:
     """The table, what it says, how to read it, and the sources of what was published."""
 
     def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"
+        return f"| {' | '.join(map(in_markdown, cells))} |"
 
     several = any(len(values) > 1 for values in matrix.columns.values())
     heads = [f"{column} {_head(value)}" if several else column for column, value in _places(matrix)]
-    lines = [f"# {matrix.title}", "", line(["", *heads, *(["rank"] if matrix.ranks else [])])]
+    lines = [f"# {in_markdown(matrix.title)}", "", line(["", *heads, *(["rank"] if matrix.ranks else [])])]
     lines.append("|:--|" + "--:|" * (len(heads) + bool(matrix.ranks)))
     for row in matrix.rows:
         cells = [_cell(matrix, row, column, value, MARKDOWN) for column, value in _places(matrix)]
         lines.append(line([row, *cells, *([_rank(matrix, row)] if matrix.ranks else [])]))
     if matrix.findings:
-        lines += ["", "What it says:", "", *(f"- {sentence}" for sentence in matrix.findings)]
-    lines += ["", "How to read it:", "", *(f"- {sentence}" for sentence in matrix.notes)]
+        lines += ["", "What it says:", "", *(f"- {in_markdown(sentence)}" for sentence in matrix.findings)]
+    lines += ["", "How to read it:", "", *(f"- {in_markdown(sentence)}" for sentence in matrix.notes)]
     if matrix.sources:
-        lines += ["", "Published:", "", *(f"- [{n}] {text}" for n, text in enumerate(matrix.sources, 1))]
+        lines += ["", "Published:", "", *(f"- [{n}] {in_markdown(s)}" for n, s in enumerate(matrix.sources, 1))]
     return "\n".join(lines) + "\n"
 
 
@@ -182,7 +183,8 @@ def csv(matrix: Matrix) -> str:
     frame = matrix.frame()
     for name in ("best", "indistinguishable", "published"):
         frame[name] = frame[name].map({True: "true", False: "false"})
-    return frame.astype({"n": "Int64", "wanted": "Int64"}).to_csv(index=False, lineterminator="\n")
+    counts = {"n": "Int64", "wanted": "Int64"}
+    return guard_frame(frame.astype(counts)).to_csv(index=False, lineterminator="\n")
 
 
 def latex(matrix: Matrix) -> str:
@@ -262,7 +264,7 @@ STYLE = (
 
 
 def _html(sentence: str) -> str:
-    return escaping.escape(sentence)
+    return escaping.escape(escape_controls(sentence))
 
 
 def _column(name: str) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from balancebench_udi.errors import UserError, near_misses
+from balancebench_udi.text import found
+from balancebench_udi.yaml_files import read_yaml
 
 SELECTS = ("best_test", "best_val", "last", "unknown")
 CONFIDENCES = ("paper", "repository", "third party", "unconfirmed")
@@ -77,16 +77,11 @@ def load_published(path: Path) -> list[Claim]:
         UserError: no such file, damaged YAML, an unknown key (with near misses), one that is missing, a value of the
             wrong kind or outside of its bounds, a claim twice.
     """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} must be a file of published numbers, found none: name one that exists") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} must be YAML, found a mistake: {' '.join(str(error).split())}") from None
+    values = read_yaml(path, "a file of published numbers")
     _keys(str(path), values, ("groups",))
     if not isinstance(values["groups"], dict):
-        raise UserError(f"groups of {path} must hold names with values, found {values['groups']!r}")
-    claims = [claim for name, group in values["groups"].items() for claim in _group(str(name), group)]
+        raise UserError(f"groups of {path} must hold names with values, found {found(values['groups'])}")
+    claims = [claim for name, group in values["groups"].items() for claim in _group(name, group)]
     seen = set()
     for claim in claims:
         place = (claim.group, claim.method, claim.label, claim.dataset, claim.modality, claim.fusion, claim.settings)
@@ -103,10 +98,10 @@ def _group(name: str, group: Any) -> list[Claim]:
     _keys(name, group, GROUP)
     for key, choices in (("select", SELECTS), ("confidence", CONFIDENCES)):
         if group[key] not in choices:
-            raise UserError(f"{key} of {name} must be one of {', '.join(choices)}, found {group[key]!r}")
+            raise UserError(f"{key} of {name} must be one of {', '.join(choices)}, found {found(group[key])}")
     run_protocol, settings = _run(name, group["run"])
     if not isinstance(group["rows"], list) or not group["rows"]:
-        raise UserError(f"rows of {name} must be a list of numbers, found {group['rows']!r}")
+        raise UserError(f"rows of {name} must be a list of numbers, found {found(group['rows'])}")
     tolerance = _number(f"tolerance of {name}", group.get("tolerance"))
     shared = {
         "group": name,
@@ -126,7 +121,7 @@ def _claim(
     _keys(owner, row, ROW)
     frames = row.get("frames")
     if frames is not None and (type(frames) is not int or frames < 1):
-        raise UserError(f"frames of {owner} must be a whole number from 1, found {frames!r}")
+        raise UserError(f"frames of {owner} must be a whole number from 1, found {found(frames)}")
     sd = _number(f"sd of {owner}", row.get("sd"))
     if tolerance is None:
         tolerance = TOLERANCE if sd is None else 2 * sd
@@ -151,7 +146,7 @@ def _run(name: str, value: Any) -> tuple[str | None, dict[str, Any]]:
     if value == "none":
         return None, {}
     if not isinstance(value, dict):
-        raise UserError(f"run of {name} must be none, or a protocol with options, found {value!r}")
+        raise UserError(f"run of {name} must be none, or a protocol with options, found {found(value)}")
     _keys(f"run of {name}", value, ("protocol", "set"))
     return _text(f"run of {name}", value, "protocol"), _settings(f"run of {name}", value.get("set"))
 
@@ -159,21 +154,21 @@ def _run(name: str, value: Any) -> tuple[str | None, dict[str, Any]]:
 def _settings(owner: str, value: Any) -> dict[str, Any]:
     if value is None:
         return {}
-    if not isinstance(value, dict) or not all(isinstance(k, str) and all(k.rpartition(".")) for k in value):
-        raise UserError(f"set of {owner} must hold options such as optimizer.lr: 0.01, found {value!r}")
+    if not isinstance(value, dict) or not all(all(k.rpartition(".")) for k in value):
+        raise UserError(f"set of {owner} must hold options such as optimizer.lr: 0.01, found {found(value)}")
     for key, one in value.items():
         if not isinstance(one, str | int | float):
-            raise UserError(f"{key} in set of {owner} must be a text or a number, found {one!r}")
+            raise UserError(f"{key} in set of {owner} must be a text or a number, found {found(one)}")
     return value
 
 
 def _keys(owner: str, value: Any, known: Sequence[str]) -> None:
     """Refuse what is no mapping, has a key that is not known, or lacks one that is needed."""
     if not isinstance(value, dict):
-        raise UserError(f"{owner} must hold names with values, found {value!r}")
+        raise UserError(f"{owner} must hold names with values, found {found(value)}")
     for key in value:
         if key not in known:
-            raise UserError(f"{owner} has no key {key!r}{near_misses(str(key), known)}")
+            raise UserError(f"{owner} has no key {found(key)}{near_misses(key, known)}")
     for key in known:
         if key not in value and key not in OPTIONAL:
             raise UserError(f"{owner} must have {key}, found only {', '.join(map(str, value)) or 'nothing'}: add it")
@@ -185,7 +180,7 @@ def _text(owner: str, values: Mapping[str, Any], key: str) -> str:
     if value is None and key in OPTIONAL:
         return ""
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{key} of {owner} must be a text, found {value!r}")
+        raise UserError(f"{key} of {owner} must be a text, found {found(value)}")
     return " ".join(value.split())
 
 
@@ -193,5 +188,5 @@ def _number(what: str, value: Any) -> float | None:
     if value is None:
         return None
     if type(value) not in (int, float) or not 0 <= value <= 100:
-        raise UserError(f"{what} must be in percent, 0 to 100, found {value!r}")
+        raise UserError(f"{what} must be in percent, 0 to 100, found {found(value)}")
     return float(value)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from balancebench_udi.report import tex
+from balancebench_udi.text import escape_controls, guard_frame
 
 if TYPE_CHECKING:
     from balancebench_udi.report.comparison import Comparison
@@ -44,7 +45,7 @@ LATEX = Style(r"\textbf{{{}}}", r"$^\dagger$", r" $\pm$ ", "$-$", r"\textit{{{va
 
 def text(comparison: Comparison, rule: str) -> str:
     """The table for a terminal, at most 100 columns wide for up to three modalities."""
-    heads = ["method", "n", "accuracy", "macro-F1", *(m[:7] for m in comparison.modalities)]
+    heads = ["method", "n", "accuracy", "macro-F1", *(escape_controls(m)[:7] for m in comparison.modalities)]
     rows = [[*heads, "imbalance", "passes", "seconds"]]
     used = set()
     marked = comparison.contest is not None
@@ -52,7 +53,8 @@ def text(comparison: Comparison, rule: str) -> str:
     if any(cell.endswith(TERMINAL.close) for cell in accuracies):
         accuracies = [cell if cell.endswith(TERMINAL.close) else f"{cell}  " for cell in accuracies]
     for row, accuracy in zip(comparison.table.to_dict("records"), accuracies, strict=True):
-        cells = [row["method"][:12], f"{row['n']}/{row['wanted']}", accuracy, _number(row["macro_f1"], 100, 1)]
+        name = escape_controls(row["method"])[:12]
+        cells = [name, f"{row['n']}/{row['wanted']}", accuracy, _number(row["macro_f1"], 100, 1)]
         for m in comparison.modalities:
             kind = next(k for k in ("alone", "share", "masked") if k == "masked" or pd.notna(row[f"{k}/{m}"]))
             cells.append(f"{_number(row[f'{kind}/{m}'], 100, 1)} {kind[0]}")
@@ -70,7 +72,13 @@ def text(comparison: Comparison, rule: str) -> str:
     if comparison.reference:
         notes += f"; passes and seconds relative to {comparison.reference}"
     lines += textwrap.wrap(notes, WIDTH) + textwrap.wrap(rule, WIDTH)
-    return "\n".join(lines + bullets(comparison.findings))
+    return "\n".join(map(escape_controls, lines + bullets(comparison.findings)))
+
+
+def in_markdown(text: str) -> str:
+    """``text`` on one line of Markdown, also inside a table: no HTML, no code, no end of a cell."""
+    text = " ".join(text.split()).replace("\\", r"\\").replace("`", r"\`").replace("|", r"\|")
+    return escape_controls(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def bullets(sentences: Sequence[str]) -> list[str]:
@@ -145,12 +153,12 @@ def markdown(comparison: Comparison) -> str:
     """The table, published numbers below it in one of their own, then the caption."""
 
     def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(' '.join(str(cell).split()).replace('|', chr(92) + '|') for cell in cells)} |"
+        return f"| {' | '.join(map(in_markdown, cells))} |"
 
     columns = _columns(comparison)
     heads = ["method", "n", *(f"{c.group} {c.head}".strip() for c in columns)]
     cells = [_cells(comparison, c, MARKDOWN) for c in columns]
-    lines = [f"# {comparison.title}", "", line(heads), "|" + ":--|" + "--:|" * (len(heads) - 1)]
+    lines = [f"# {in_markdown(comparison.title)}", "", line(heads), "|" + ":--|" + "--:|" * (len(heads) - 1)]
     lines += [line(row) for row in zip(comparison.table["method"], _counts(comparison), *cells, strict=True)]
     if comparison.published:
         lines += ["", "## Published", "", "From the literature, each under its own protocol; in no mean above.", ""]
@@ -161,11 +169,12 @@ def markdown(comparison: Comparison) -> str:
             "",
             "What it says:",
             "",
-            *(f"- {sentence}" for sentence in comparison.findings),
+            *(f"- {in_markdown(sentence)}" for sentence in comparison.findings),
             "",
             "How to read it:",
         ]
-    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in (*comparison.caption, *comparison.notes))]) + "\n"
+    told = (*comparison.caption, *comparison.notes)
+    return "\n".join([*lines, "", *(f"- {in_markdown(sentence)}" for sentence in told)]) + "\n"
 
 
 def csv(comparison: Comparison) -> str:
@@ -179,7 +188,7 @@ def csv(comparison: Comparison) -> str:
     for name in ("published", "indistinguishable"):
         frame[name] = frame[name].map({True: "true", False: "false"})
     counts = dict.fromkeys(("n", "wanted", "method_version"), "Int64")  # whole numbers that may be absent
-    return frame.astype(counts).to_csv(index=False, lineterminator="\n")
+    return guard_frame(frame.astype(counts)).to_csv(index=False, lineterminator="\n")
 
 
 def latex(comparison: Comparison) -> str:

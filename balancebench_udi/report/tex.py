@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from balancebench_udi.text import escape_controls
+
 LINE = 84
 """Characters of footnotesize in a line of ``article`` at 10 points, two for each gap between columns."""
 HEIGHT = 50
@@ -34,7 +36,7 @@ class Column:
 
 def escaped(text: str) -> str:
     """``text`` with every sign that LaTeX would read replaced."""
-    return text.translate(SIGNS)
+    return escape_controls(text).translate(SIGNS)
 
 
 def table(title: str, first: Sequence[Column], columns: Sequence[Column], said: Mapping[str, Sequence[str]]) -> str:
@@ -119,10 +121,16 @@ def _panel(first: Sequence[Column], columns: Sequence[Column]) -> list[str]:
         *([" & ".join(above) + r" \\", rules] if rules else []),
         " & ".join(names) + r" \\",
         r"\midrule",
-        *(" & ".join(row) + r" \\" for row in rows),
+        *(_row(row) for row in rows),
         r"\bottomrule",
         r"\end{tabular}}",
     ]
+
+
+def _row(cells: Sequence[str]) -> str:
+    """A line of a tabular, of which the first sign is no option of what ends the line above."""
+    text = " & ".join(cells)
+    return f"{'{}' if text.startswith(('[', '*')) else ''}{text} \\\\"
 
 
 def _head(head: str) -> str:

@@ -466,7 +466,7 @@ def test_mistakes_on_the_command_line(
         ({"values": ["accuracy/m0"]}, "value of mine.yaml must be one that runs have, found 'accuracy/m0'"),
         ({"values": ["device"]}, "value of mine.yaml must be one that runs have, found 'device'"),
         ({"values": ["accurate*"]}, "value of mine.yaml must be one that runs have, found 'accurate*'"),
-        ({"values": [1]}, "value of mine.yaml must be one that runs have, found 1; known: "),
+        ({"values": [1]}, "values of mine.yaml must be a list of texts, found 1: put it in quotes"),
     ],
 )
 def test_mistakes_in_a_table(

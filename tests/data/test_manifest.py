@@ -774,11 +774,11 @@ def test_nothing_is_there(tmp_path):
     ("text", "message"),
     [
         ("", r"must hold csv and modalities, found neither; docs/own-data\.md"),
-        ("- a", "must hold csv and modalities"),
+        ("- a", r"must hold names with values, found \['a'\]"),
         ("csv: [", "must be YAML, found a mistake"),
         (
             "csv: clips.csv\nmodalities: {pose: {kind: npy}, pose: {kind: text}}",
-            "must be YAML, found a mistake: the key pose stands twice; remove one .*line 2",
+            "must have every key once, found 'pose' in line 2 and in line 2: remove one",
         ),
         ("csv: clips.csv\nmodalities: {pose: {kind: [npy]}, caption: {kind: text}}", r"pose .* no kind \['npy'\]"),
         ("csv: clips.csv\nmodality: {}", r"no key 'modality'; did you mean 'modalities'\?"),
@@ -805,7 +805,10 @@ def test_nothing_is_there(tmp_path):
         ),
         ("csv: clips.csv\nmodalities: {pose: {kind: npy}, c: {kind: video, fps: 0}}", r"c\.fps must be > 0"),
         ("csv: clips.csv\nmodalities: {pose: {kind: npy}, a.b: {kind: text}}", "letters, digits and _, found 'a.b'"),
-        ("csv: clips.csv\nmodalities: {pose: {kind: npy}, 3: {kind: text}}", "letters, digits and _, found 3"),
+        (
+            "csv: clips.csv\nmodalities: {pose: {kind: npy}, 3: {kind: text}}",
+            "must have texts as keys, found 3 in line 2",
+        ),
         ("csv: clips.csv\nmodalities: {pose: {kind: npy}, label: {kind: text}}", "must not be named label"),
         ("csv: clips.csv\nmodalities: {pose: {kind: npy}, keys: {kind: text}}", "must not be named keys"),
         (
@@ -822,11 +825,11 @@ def test_nothing_is_there(tmp_path):
         ),
         (
             'csv: "clips\\0.csv"\nmodalities: {pose: {kind: npy}, caption: {kind: text}}',
-            r"csv must name a file, found none at '.*clips\\x00\.csv'; correct the YAML",
+            r"must hold no control characters, found 'clips\\x00\.csv' in line 1: remove them",
         ),
         (
             f"csv: {'a' * 300}\nmodalities: {{pose: {{kind: npy}}, caption: {{kind: text}}}}",
-            r"csv must name a file, found none at '.*a{300}'; correct the YAML",
+            r"csv must name a file that can be read, found '.*aaa': file name too long; correct the YAML",
         ),
     ],
 )

@@ -17,7 +17,9 @@ import registry
 ROOT = Path(registry.__file__).resolve().parent
 FLOORS = {
     "balancebench_udi._version": 0,
+    "balancebench_udi.text": 0,
     "balancebench_udi.errors": 0,
+    "balancebench_udi.yaml_files": 0,
     "balancebench_udi.config": 0,
     "balancebench_udi.seeding": 0,
     "balancebench_udi.interruption": 0,

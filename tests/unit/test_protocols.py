@@ -417,7 +417,7 @@ def test_options_of_another_dataset_change_no_key(mine):
             "datasets: {digit: {val_share: 0.2}}",
             "a dataset in datasets of protocol mine must be one that is here, found 'digit'; did you mean 'digits'",
         ),
-        ("methods_on: {5: {}}", "a dataset in methods_on of protocol mine must be one that is here, found 5; "),
+        ("methods_on: {5: {}}", "mine.yaml must have texts as keys, found 5 in line 1: put it in quotes"),
         ("methods_on: {digits: {ogm: {alpa: 1}}}", "ogm has no option 'alpa'; did you mean 'alpha'?"),
         ("methods_on: {digits: {ogm: {alpha: -1}}}", "ogm.alpha must be >= 0, found -1.0"),
         ("methods_on: {digits: 5}", "methods_on.digits of mine.yaml must hold methods with options, found 5"),

@@ -120,7 +120,7 @@ def test_a_group_without_a_protocol_of_ours(tmp_path):
             "run: ogm",
             r"run of some-paper must be none, or",
         ),
-        ("    rows:\n", "    rows: 1\n    run: none\n", r"must be YAML, found a mistake"),
+        ("    rows:\n", "    rows: 1\n    run: none\n", r"must have every key once, found 'run' in line "),
         ("method: alone, dataset", "method: ogm, label: OGM (sum), fusion: sum, set: {ogm.alpha: 0.8}, dataset", None),
     ],
 )
@@ -141,7 +141,7 @@ def test_one_sentence_for_every_mistake(tmp_path, old, new, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"must hold names with values, found None"),
+        ("", r"must have groups, found only nothing"),
         ("groups: [1]", r"groups of .* must hold names with values, found \[1\]"),
         ("groups: {x: 1}", r"x must hold names with values, found 1"),
         (

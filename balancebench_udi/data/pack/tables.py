@@ -1,4 +1,7 @@
-"""The CSV files of a pack, ``index.csv`` and ``problems.csv``: one place that writes them and one that reads them."""
+"""The CSV files of a pack, ``index.csv`` and ``problems.csv``: one place that writes them and one that reads them.
+
+People open them in spreadsheets: no cell begins as a formula does.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from balancebench_udi.errors import UserError
+from balancebench_udi.text import guard_frame, unguard_frame
 
 _KEPT = ("False", "True")
 
@@ -17,7 +21,7 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     # csv leaves a lone carriage return without quotes, and a reader takes it for the end of the line
     returns = any("\r" in str(cell) for column in table for cell in (column, *table[column]))
     quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
-    table.to_csv(path, index=False, quoting=quoting)
+    guard_frame(table).to_csv(path, index=False, quoting=quoting)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -27,7 +31,7 @@ def read_table(path: Path) -> pd.DataFrame:
         UserError: absent, or no such table.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = unguard_frame(pd.read_csv(path, dtype=str, keep_default_na=False))
     except (OSError, ValueError) as error:  # also what pandas raises, and not UTF-8
         found = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
         raise UserError(

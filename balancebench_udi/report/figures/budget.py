@@ -16,7 +16,7 @@ from matplotlib.transforms import Bbox
 from balancebench_udi.report.budget import budget_curve
 from balancebench_udi.report.comparison import compare
 from balancebench_udi.report.figures.classes import counted
-from balancebench_udi.report.figures.style import COLOURS, DPI, Drawing, canvas, looks, styled
+from balancebench_udi.report.figures.style import COLOURS, DPI, Drawing, canvas, literal, looks, styled
 
 TIMES = (1, 2, 3)
 """Multiples of the reference's passes that are marked."""
@@ -107,6 +107,7 @@ def _label(figure: Figure, axes: Axes, ends: Mapping[str, tuple[float, float]]) 
     halo = [patheffects.withStroke(linewidth=4, foreground="white")]
     look: dict[str, Any] = {"fontsize": 8.5, "va": "center", "parse_math": False, "path_effects": halo, "zorder": 5}
     texts = {name: axes.text(x, y, f"{name} {y:.1f}", **look) for name, (x, y) in ends.items()}
+    literal(figure)
     figure.draw_without_rendering()  # fixes the layout, so that places on the canvas are known
     figure.set_layout_engine("none")
     sizes = {name: text.get_window_extent().size for name, text in texts.items()}

@@ -14,6 +14,7 @@ from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.metrics.predictions import unpack
 from balancebench_udi.report.comparison import compare
 from balancebench_udi.report.figures.style import COLOURS, HATCHES, Drawing, canvas, styled
+from balancebench_udi.text import escape_controls
 
 MOST = 40
 """Classes that :func:`per_class_differences` has room for: of more, it shows the two ends."""
@@ -161,7 +162,11 @@ def counted(numbers: Sequence[int]) -> str:
 
 
 def shortened(names: Sequence[str], most: int = 14) -> list[str]:
-    """Each in at most ``most`` characters: its beginning, and of its end four or as many as tell it from the others."""
+    """Each in at most ``most`` characters: its beginning, and of its end four or as many as tell it from the others.
+
+    Control characters are written out: as labels of an axis they would make an SVG that nothing reads.
+    """
+    names = [escape_controls(name) for name in names]
 
     def short(name: str, end: int) -> str:
         return name if len(name) <= most else f"{name[: most - 1 - end]}…{name[-end:]}"

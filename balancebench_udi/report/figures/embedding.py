@@ -11,7 +11,7 @@ import pandas as pd
 
 from balancebench_udi.errors import UserError
 from balancebench_udi.report.figures.classes import shortened
-from balancebench_udi.report.figures.style import Drawing, canvas, looks, styled
+from balancebench_udi.report.figures.style import Drawing, canvas, literal, looks, styled
 
 PERPLEXITY = 30.0
 """Of t-SNE; scikit-learn's default. A third of the samples where there are fewer than 91."""
@@ -115,6 +115,7 @@ def draw(coordinates: pd.DataFrame, classes: Sequence[str], title: str) -> Drawi
         for handle, name in zip(handles, shortened([classes[index] for index in present]), strict=True):
             handle.set_label(name)
         figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False, markerscale=1.4)
+        literal(figure)
         figure.draw_without_rendering()  # square panels leave the title its room in a second layout only
     return Drawing(
         figure,

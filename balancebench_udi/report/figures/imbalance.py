@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from balancebench_udi.report.comparison import Comparison
-from balancebench_udi.report.figures.style import COLOURS, DPI, MARKERS, Drawing, canvas, styled
+from balancebench_udi.report.figures.style import COLOURS, DPI, MARKERS, Drawing, canvas, literal, styled
 
 RADII = (8, 14, 20, 28, 38, 50, 64, 80, 100)
 """Distances of a name from its point that are tried, in typographical points."""
@@ -66,6 +66,7 @@ def _draw(comparison: Comparison, points: pd.DataFrame) -> Figure:
     x, y = (front[name].repeat(2).tolist() for name in ("imbalance", "accuracy"))
     corners = np.array([[*x, right], [bottom, *y]]).T
     axes.plot(*corners.T, color="0.55", linestyle="--", linewidth=1, zorder=1)
+    literal(figure)
     figure.draw_without_rendering()  # fixes the layout, so that places on the canvas are known
     figure.set_layout_engine("none")
     _label(axes, points, corners)

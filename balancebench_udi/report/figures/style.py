@@ -13,8 +13,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from balancebench_udi.store import Store
+from balancebench_udi.text import escape_controls
 
 MARKERS = "osD^vPX<>*phd8"
 BLACK = "#000000"
@@ -96,8 +98,23 @@ def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     }
 
 
+def literal(figure: Figure) -> None:
+    """Show names as they are: no formula between two dollar signs, and what no XML can hold written out.
+
+    To be called before a layout is computed; the labels of logarithmic axes are formulas and stay so.
+    """
+    axes = [axis for one in figure.axes for axis in (one.xaxis, one.yaxis) if axis.get_scale() == "log"]
+    formulas = {label for axis in axes for label in axis.get_ticklabels(which="both")}
+    for text in set(figure.findobj(Text)) - formulas:
+        text.set_parse_math(False)
+        shown = escape_controls(text.get_text(), keep="\n")
+        if shown != text.get_text():
+            text.set_text(shown)
+
+
 def _rendered(figure: Figure, suffix: str, style: Mapping[Any, Any] = MappingProxyType({})) -> bytes:
     unwanted = {"svg": ("Date", "Creator"), "png": ("Software",)}[suffix]  # they differ from one call to the next
+    literal(figure)
     handle = io.BytesIO()
     with matplotlib.rc_context({**STYLE, **style}):
         figure.savefig(handle, format=suffix, dpi=DPI, metadata=dict.fromkeys(unwanted))
