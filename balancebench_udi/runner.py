@@ -309,7 +309,11 @@ def _run(
             "result": made["result"],
             "result_sha256": hashlib.sha256(canonical(made["result"]).encode()).hexdigest(),
             "cost": cost,
-            "data": {"classes": list(job.bundle.classes), "facts": dict(job.bundle.facts)},
+            "data": {
+                "classes": list(job.bundle.classes),
+                "facts": dict(job.bundle.facts),
+                "groups": None if job.bundle.groups is None else job.bundle.groups.as_dict(),
+            },
             "machine": describe_machine(device),
         },
     )

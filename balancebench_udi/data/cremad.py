@@ -81,6 +81,8 @@ class CREMAD(Clips):
     )
     lists = {"OGM-GE": _OGM, "5954-744-744": _OGM, "own": "train.csv and test.csv in lists/"}
     Options = CREMADOptions
+    unit = "actor"
+    unit_columns = ("actor",)
 
     def listing(self, source: Path) -> Listing:
         """Every clip that a list names or that is there."""

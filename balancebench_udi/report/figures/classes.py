@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.metrics.predictions import unpack
 from balancebench_udi.report.comparison import compare
-from balancebench_udi.report.figures.style import COLOURS, HATCHES, Drawing, canvas, styled
+from balancebench_udi.report.figures.style import COLOURS, HATCHES, Drawing, canvas, styled, titled
 
 MOST = 40
 """Classes that :func:`per_class_differences` has room for: of more, it shows the two ends."""
@@ -58,8 +58,8 @@ def per_class_differences(
     ends = "" if len(shown) <= most else f" ({most // 2} highest and lowest of {len(shown)} classes)"
     kept = shown if len(shown) <= most else pd.concat([shown[: most // 2], shown[-(most // 2) :]])
     with styled():
-        figure, (axes,) = canvas(6.4, 1.3 + 0.2 * len(kept))
-        figure.suptitle(f"{comparison.title}, {select}", fontsize=11)
+        figure, (axes,) = canvas(6.4, 1.5 + 0.2 * len(kept))
+        titled(figure, "classes gained and lost", f"{comparison.title}, {select}")
         axes.set_title(f"recall of {method} − recall of {baseline}{ends}", fontsize=8, parse_math=False)
         axes.set_xlabel("difference in recall (percentage points, ± 1 sd over seeds)")
         axes.barh(
@@ -105,7 +105,7 @@ def confusion(records: Sequence[Mapping[str, Any]], select: str, method: str) ->
         share = count / count.sum(1, keepdims=True) * 100
     with styled():
         figure, (axes,) = canvas(6.4, 5.8)
-        figure.suptitle(f"{method}: {comparison.title}, {select}", fontsize=11, parse_math=False)
+        titled(figure, f"confusion matrix of {method}", f"{comparison.title}, {select}")
         figure.set_layout_engine("compressed")  # the matrix is square
         axes.grid(False)
         axes.spines[:].set_visible(False)
