@@ -75,8 +75,8 @@ class Comparison:
         table: one row a method: its identity, ``n`` and ``wanted`` seeds, mean and ``<name>_sd`` (sample standard
             deviation, NaN for one seed) of every score in [0, 1], costs; NaN where a method lacks a score.
             ``p_adjusted`` is that of the accuracy's difference from the best method's (NaN for the best itself),
-            ``verdict`` what it says (``best`` for that one, None for methods that were not compared); ``majority`` and
-            ``chance`` the accuracies that need no learning.
+            ``verdict`` what it says (``best`` for that one, nothing for methods that were not compared), ``majority``
+            and ``chance`` the accuracies that need no learning.
         published: rows from the literature: label, accuracy in percent or None, source, protocol.
         caption: data, protocol, seeds and selection, a sentence each.
         notes: machines, and what each column means.
