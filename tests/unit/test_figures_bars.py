@@ -376,7 +376,7 @@ def test_confusion_of_many_classes_stays_readable(classes, values, ticks):
     assert len(axes.texts) == values
     step = math.ceil(classes / 30)
     for labelled in (axes.get_xticklabels(), axes.get_yticklabels()):
-        assert names(labelled) == shortened(labels)[::step]
+        assert names(labelled) == shortened(labels, 30)[::step]
         assert len(labelled) == ticks
     assert list(axes.get_xticks()) == list(axes.get_yticks()) == list(range(0, classes, step))
     assert axes.get_xlim() == (-0.5, classes - 0.5)

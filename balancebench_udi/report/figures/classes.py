@@ -73,7 +73,7 @@ def per_class_differences(
             error_kw={"ecolor": "black", "elinewidth": 1, "capsize": 2},
         )
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_yticks(range(len(kept)), shortened([*kept.index], 16), fontsize=8, parse_math=False)
+        axes.set_yticks(range(len(kept)), shortened([*kept.index], 30), fontsize=8, parse_math=False)
         axes.set_ylim(len(kept) - 0.4, -0.6)
         axes.grid(False, axis="y")
     best, worst = shown.iloc[0], shown.iloc[-1]
@@ -113,7 +113,7 @@ def confusion(records: Sequence[Mapping[str, Any]], select: str, method: str) ->
         image = axes.imshow(share, cmap="cividis", vmin=0, vmax=100, interpolation="nearest")
         figure.colorbar(image, ax=axes, label="share of the true class (%)", shrink=0.85)
         axes.set(xlabel="predicted class", ylabel="true class")
-        _name(axes, shortened(names))
+        _name(axes, shortened(names, 30))
         if len(names) <= VALUES:
             for row, column in np.argwhere(np.isfinite(share)):
                 value = share[row, column]

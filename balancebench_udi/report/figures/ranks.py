@@ -91,7 +91,7 @@ def _draw(axes: Axes, ranks: pd.Series, difference: float, cliques: list[tuple[s
     for i, clique in enumerate(cliques):
         ends = [ranks[list(clique)].min(), ranks[list(clique)].max()]
         axes.plot(ends, [0.5 + step * i] * 2, color=COLOURS[1], linewidth=4, solid_capstyle="round")
-    for i, (name, rank) in enumerate(zip(shortened([*ranks.index], 24), ranks, strict=True)):
+    for i, (name, rank) in enumerate(zip(shortened([*ranks.index], 32), ranks, strict=True)):
         left = i < half
         depth = under + (i if left else len(ranks) - 1 - i) + 0.4
         end = 1 if left else last
