@@ -301,7 +301,11 @@ def _run(
     cost["wall_seconds"] = trainer.wall_seconds()
     cost["peak_memory_bytes"] = _peak_memory(device) if fresh else None
     cost["peak_memory_of"] = "run"
-    data = {"classes": list(job.bundle.classes), "facts": dict(job.bundle.facts)}
+    data = {
+        "classes": list(job.bundle.classes),
+        "facts": dict(job.bundle.facts),
+        "groups": None if job.bundle.groups is None else job.bundle.groups.as_dict(),
+    }
     store.write(job.spec, sealed(job.spec, made["result"], cost, data, describe_machine(device)))
     return None
 

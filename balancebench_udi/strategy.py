@@ -101,7 +101,7 @@ class Task:
         self.phase: Phase
         self.epoch = 0
         self._spec = spec
-        self._loader = loader
+        self._loader = loader.without_test()
         self._shapes = shapes
         self._module: nn.Module = model
 

@@ -272,7 +272,7 @@ def compare_and_write(
     wanted = len(parse_seeds(given.seeds))
     comparison = compare(records, given.select, wanted=wanted, reference=REFERENCE, published=published)
     paths = write(comparison, store.root / "tables" / label)
-    paths += accuracy_against_imbalance(comparison).save(
+    paths += accuracy_against_imbalance(comparison, registry.methods.names(), label).save(
         store.root / "figures" / label, accuracy_against_imbalance.__name__
     )
     print(comparison.text())

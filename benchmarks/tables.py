@@ -61,7 +61,7 @@ from benchmarks.command import (
     short,
     words,
 )
-from benchmarks.run import check_places, make_plan, parse_seeds, plan_again, print_plan, report_rest
+from benchmarks.run import REFERENCE, check_places, make_plan, parse_seeds, plan_again, print_plan, report_rest
 from benchmarks.table_specs import (
     Column,
     Row,
@@ -193,7 +193,7 @@ def draw_ranks(table: Table, made: matrix.Matrix, folder: Path) -> list[Path]:
     apart = len({column.dataset for column in table.columns}) == len(table.columns)
     if not apart or len(made.ranks) < FEWEST_RANKED:
         return []
-    return critical_difference_diagram(made.scores).save(folder, "average_ranks")
+    return critical_difference_diagram(made.scores, made.title).save(folder, "average_ranks")
 
 
 def _changed(table: Table, given: argparse.Namespace) -> Table:
@@ -312,7 +312,14 @@ def make(table: Table, archive: Archive) -> matrix.Matrix:
     _check_modalities(table, found, alone)
     rows = {row.name: row.about for row in table.rows}
     columns = {column.name: _about(column, found[column.name]) for column in table.columns}
-    return matrix.build(table.title, rows, columns, cells, table.values, table.select, table.caption, alone)
+    return matrix.build(
+        table.title, rows, columns, cells, table.values, table.select, table.caption, alone, _reference(table)
+    )
+
+
+def _reference(table: Table) -> str | None:
+    """The row of the reference method as its protocol has it, that others are held against."""
+    return next((row.name for row in table.rows if row.method == REFERENCE and row.plain), None)
 
 
 def _check_modalities(table: Table, found: Mapping[str, Sequence[Record]], alone: tidy.Alone) -> None:

@@ -27,6 +27,7 @@ from balancebench_udi.data.base import (
     require_root,
     stratified_holdout,
 )
+from balancebench_udi.data.groups import Groups
 from balancebench_udi.data.mnist import NEEDS, read_mnist
 from balancebench_udi.errors import UserError
 from balancebench_udi.seeding import generator
@@ -62,7 +63,7 @@ class AVDigits(Dataset):
     Splits: the official ones of both halves. Recordings 0-4 of each speaker and digit are test (300), 5-49 train
     (2700), of which a tenth, stratified by digit, is held out for validation *by recording*, so that train and
     validation share neither a recording nor an image. Test pairs use MNIST's test images only. All six speakers are in
-    every split.
+    every split; test samples are grouped by speaker, so that no verdict counts one speaker's recordings as independent.
 
     Audio: 8 kHz, cut or zero-padded to 1 s (20 of the 3000 recordings are longer), log(mel power + 1e-5) with 32 bands,
     Hann window of 64 ms, hop of 32 ms (ours: small enough for a CPU), standardised by the training pairs' mean and
@@ -110,6 +111,7 @@ class AVDigits(Dataset):
             images = (test_stock if s == "test" else train_stock).draw(digit[rows])
             splits[s] = Split({"audio": spectrograms[rows], "image": images.unsqueeze(1)}, digit[rows])
 
+        speakers = [fields[row][1] for row in recordings["test"].tolist() for _ in range(o.eval_pairs_per_recording)]
         values = splits["train"].inputs["audio"].to(torch.float64)
         audio = Affine.normalise((float(values.mean()),), (float(values.std()),), peak=1.0)
         return Bundle(
@@ -130,6 +132,7 @@ class AVDigits(Dataset):
                 "recordings": {s: len(rows) for s, rows in recordings.items()},
                 "pairs": {s: len(split) for s, split in splits.items()},
             },
+            groups=Groups.of("speaker", speakers),
             **splits,
         )
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from balancebench_udi.config import Options as AnyOptions
+from balancebench_udi.data.groups import Groups
 from balancebench_udi.errors import UserError
 from balancebench_udi.seeding import generator
 
@@ -167,6 +168,8 @@ class Bundle:
         facts: anything worth keeping beside a record (``generated``, Bayes accuracies, counts), JSON types.
         verify: a function that checks the stored values in full, unless that was done before, and raises UserError if
             they are damaged; called before a run is trained on them.
+        groups: which samples of the test split belong together (of one subject, video, speaker); None where all are
+            exchangeable.
     """
 
     modalities: Mapping[str, Modality]
@@ -177,6 +180,7 @@ class Bundle:
     fingerprint: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     verify: Any = field(default=_nothing, repr=False, compare=False)  # typed, it would refuse **splits
+    groups: Groups | None = None
 
     def __post_init__(self) -> None:
         for name in ("train", "val", "test"):
@@ -192,6 +196,10 @@ class Bundle:
             low, high = int(split.target.min()), int(split.target.max())
             if low < 0 or high >= len(self.classes):
                 raise UserError(f"targets must lie in 0..{len(self.classes) - 1}, found {low}..{high} in {name}")
+        if self.groups is not None and len(self.groups.members) != len(self.test):
+            raise UserError(
+                f"groups must have one number a test sample ({len(self.test)}), found {len(self.groups.members)}"
+            )
 
     def split(self, name: str) -> Split:
         """``train``, ``val`` or ``test``."""

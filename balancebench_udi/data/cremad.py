@@ -87,6 +87,8 @@ class CREMAD(Clips):
     )
     lists = {"OGM-GE": _OGM, "relearning": _RELEARNING, "own": "train.csv and test.csv in lists/"}
     Options = CREMADOptions
+    unit = "actor"
+    unit_columns = ("actor",)
 
     def listing(self, source: Path) -> Listing:
         """Every clip that a list names or that is there."""

@@ -109,5 +109,6 @@ class Handwritten(Dataset):
             classes=tuple("0123456789"),
             fingerprint=fingerprint({"dataset": self.name, "version": self.version, "options": o.as_dict()}, data),
             facts={"generated": False, "counts": {part: len(chosen) for part, (_, chosen) in rows.items()}},
+            groups=None,
             **{part: Split(inputs[part], target[s][chosen]) for part, (s, chosen) in rows.items()},
         )

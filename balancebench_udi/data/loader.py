@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import queue
 import threading
@@ -79,6 +80,14 @@ class Loader:
         self.splits = {name: _place(bundle.split(name), device) for name in ("train", "val", "test")}
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._read = 0
+
+    def without_test(self) -> Loader:
+        """The same batches of ``train`` and ``val``, and no test split: neither here nor in :attr:`bundle`."""
+        made = copy.copy(self)
+        made.splits = {name: split for name, split in self.splits.items() if name != "test"}
+        made.bundle = copy.copy(self.bundle)
+        object.__setattr__(made.bundle, "test", None)
+        return made
 
     def size(self, split: str) -> int:
         return len(self.splits[split])

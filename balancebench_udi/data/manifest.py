@@ -68,6 +68,8 @@ class Manifest(Packed):
     beside = ", or add --set manifest.name=NAME for a pack beside it"
     prepared = ("name",)
     Options = ManifestOptions
+    unit = "group"
+    unit_columns = ("group",)
 
     def __init__(self, options: ManifestOptions | None = None, found: Source | None = None) -> None:
         super().__init__(options)

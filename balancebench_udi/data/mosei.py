@@ -114,6 +114,8 @@ class MOSEI(Packed):
     )
     prepared = ("file", "label", "text_steps", "audio_steps", "video_steps", "standardise")
     Options = MOSEIOptions
+    unit = "video"
+    unit_columns = ("video",)
     files: ClassVar[Mapping[str, tuple[int, int, int]]] = {
         "mosei_senti_data_noalign.pkl": (300, 74, 35),
         "mosei_senti_data.pkl": (300, 74, 35),

@@ -23,6 +23,7 @@ from balancebench_udi.data.base import (
     mean_and_scale,
     require_root,
 )
+from balancebench_udi.data.groups import Groups
 from balancebench_udi.errors import UserError
 from balancebench_udi.seeding import generator
 
@@ -136,6 +137,7 @@ class MOSI(Dataset):
                 "videos": {part: len(np.unique(videos[s][rows])) for part, (s, rows) in parts.items()},
                 "val_videos": np.unique(videos[o.val_from][held[o.val_from]]).tolist(),
             },
+            groups=Groups.of("video", videos["test"][~held["test"]]),
             **splits,
         )
 

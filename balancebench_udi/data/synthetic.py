@@ -163,6 +163,7 @@ class Synthetic(Dataset):
                 "bayes_accuracy": bayes_accuracies(options, names),
                 "counts": {split: len(rows) for split, rows in splits.items()},
             },
+            groups=None,
             **splits,
         )
 

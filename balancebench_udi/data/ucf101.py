@@ -109,6 +109,8 @@ class UCF101(Packed):
     lists = {split: f"trainlist0{split}.txt and testlist0{split}.txt in ucfTrainTestlist/" for split in SIZES}
     prepared = ("candidates", "stored_size")
     Options = UCF101Options
+    unit = "video"
+    unit_columns = ("class", "group")
 
     def stored(self) -> Mapping[str, Stored]:
         """Uint8 candidates ``[K, S, S, 3]`` and ``[K, S, S, 2]``."""

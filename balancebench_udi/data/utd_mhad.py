@@ -24,6 +24,7 @@ from balancebench_udi.data.base import (
     require_root,
     stratified_holdout,
 )
+from balancebench_udi.data.groups import Groups
 from balancebench_udi.data.mat import read_mat
 from balancebench_udi.errors import UserError
 
@@ -165,6 +166,7 @@ class UTDMHAD(Dataset):
                 "counts": {part: len(chosen_rows) for part, chosen_rows in rows.items()},
                 "subjects": {part: np.unique(subject[chosen_rows]).tolist() for part, chosen_rows in rows.items()},
             },
+            groups=Groups.of("subject", subject[rows["test"]]),
             **{part: Split(inputs[part], target[chosen_rows]) for part, chosen_rows in rows.items()},
         )
 

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
-from balancebench_udi.metrics.statistics import Paired, against_best, holm, paired
-from balancebench_udi.report.contest import LEVEL, listed
+from balancebench_udi.metrics.statistics import CLOSE, DIFFERENT, Verdict
+from balancebench_udi.report.contest import Hits, Samples, judge, listed, two
 
 MARGIN = 0.01
 """The least difference in accuracy that counts, 1 percentage point. Ours."""
 
 MOST = 3
 """Methods that a sentence names."""
-
-Name = TypeVar("Name")
-Hits = Mapping[int, np.ndarray]
-"""Seed -> ``[N]`` whether each test sample was right."""
 
 ALONE = {"probe": "a linear probe of its encoder reads", "alone": "its own head reaches"}
 """How a modality is read where it is trained alone, best first: as inside the method where that is a probe, because a
@@ -41,14 +36,14 @@ class Gap:
         modality: its name.
         alone: accuracy of the modality trained alone, read as ``ALONE`` says.
         inside: accuracy of what the reference method's encoder still gives.
-        found: the test of the difference ``alone - inside``; its p is adjusted over the modalities.
-        starved: the difference is at least the margin, and beyond chance.
+        found: the verdict on the difference ``alone - inside``.
+        starved: the difference is at least the margin, and significant.
     """
 
     modality: str
     alone: float
     inside: float
-    found: Paired
+    found: Verdict
     starved: bool
 
 
@@ -58,14 +53,14 @@ class Remedy:
 
     Attributes:
         method: its name.
-        gain: the test of its fused accuracy minus the reference's.
+        gain: the verdict on its fused accuracy minus the reference's.
         change: starved modality -> change of its accuracy inside the method; empty where it cannot be read alike.
-        recovered: the starved modalities whose change is at least the margin, and beyond chance.
+        recovered: the starved modalities whose change is at least the margin, and significant.
         passes: encoder passes as a multiple of the reference's.
     """
 
     method: str
-    gain: Paired
+    gain: Verdict
     change: Mapping[str, float]
     recovered: tuple[str, ...]
     passes: float
@@ -73,19 +68,21 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Leaders:
-    """The methods that cannot be told from the most accurate one.
+    """The most accurate method, and those that are not significantly different from it.
 
     Attributes:
         best: the method of highest accuracy.
-        ties: it and every method that cannot be told from it.
-        seeds: how many seeds the tests use.
+        ties: it and every method that is not significantly different from it, in the order given.
+        seeds: how many seeds the verdicts use.
         left: methods that lack some of these seeds, and so are not compared.
+        noisy: methods of which the runs do not say whether they differ from the best.
     """
 
     best: str
     ties: tuple[str, ...]
     seeds: int
     left: tuple[str, ...] = ()
+    noisy: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,18 +94,18 @@ class Choice:
         method: the one to use: of the leaders that beat the reference the one of fewest passes, and of those alike to
             a tenth of the reference's passes the one of largest gain; None: none of them.
         single: the method that uses one modality only; None where there is none.
-        lead: the test of the accuracy of ``single`` minus that of ``method``, or of the best where that is None.
+        lead: the verdict on the accuracy of ``single`` minus that of ``method``, or of the best where that is None.
     """
 
     leaders: Leaders
     method: str | None
     single: str | None = None
-    lead: Paired | None = None
+    lead: Verdict | None = None
 
     @property
     def fusion_wins(self) -> bool:
-        """Whether what is chosen beats the single modality beyond chance, as far as there are runs of one."""
-        return self.lead is None or (self.lead.difference < 0 and self.lead.p < LEVEL)
+        """Whether what is chosen beats the single modality significantly, as far as there are runs of one."""
+        return self.lead is None or (self.lead.difference < 0 and self.lead.kind == DIFFERENT)
 
 
 def common(*runs: Hits) -> list[np.ndarray]:
@@ -117,21 +114,19 @@ def common(*runs: Hits) -> list[np.ndarray]:
     return [np.array([one[seed] for seed in seeds]) for one in runs]
 
 
-def gaps(
-    alone: Mapping[str, Hits], inside: Mapping[str, Hits], margin: float = MARGIN, level: float = LEVEL
-) -> list[Gap]:
+def gaps(alone: Mapping[str, Hits], inside: Mapping[str, Hits], samples: Samples, margin: float = MARGIN) -> list[Gap]:
     """How much worse each modality is inside the reference method than trained alone, largest difference first.
 
     Args:
         alone: modality -> runs of it trained alone.
         inside: modality -> runs of the reference method, read out for that modality.
+        samples: of the test split.
         margin: least difference in [0, 1] that counts.
-        level: of the paired tests, Holm-adjusted over the modalities.
     """
     pairs = {m: common(alone[m], inside[m]) for m in inside if m in alone}
-    tests = _adjusted({m: paired(*pair) for m, pair in pairs.items() if len(pair[0])})
+    tests = {m: two(pair[0], pair[1], samples) for m, pair in pairs.items() if len(pair[0])}
     found = [
-        Gap(m, float(pairs[m][0].mean()), float(pairs[m][1].mean()), test, test.difference >= margin and test.p < level)
+        Gap(m, float(pairs[m][0].mean()), float(pairs[m][1].mean()), test, _counts(test, margin))
         for m, test in tests.items()
     ]
     return sorted(found, key=lambda gap: -gap.found.difference)
@@ -143,8 +138,8 @@ def remedies(
     reference: str,
     starved: Sequence[str],
     passes: Mapping[str, float],
+    samples: Samples,
     margin: float = MARGIN,
-    level: float = LEVEL,
 ) -> list[Remedy]:
     """What every method changes against the reference, highest gain first.
 
@@ -155,55 +150,50 @@ def remedies(
         reference: the method that the others are compared with; one of ``fused``.
         starved: the modalities to recover.
         passes: method -> encoder passes as a multiple of the reference's.
+        samples: of the test split.
         margin: least change in [0, 1] that counts as recovered.
-        level: of the paired tests, Holm-adjusted over the methods, and over methods and modalities.
     """
-    gains: dict[str, Paired] = {}
-    changes: dict[tuple[str, str], Paired] = {}
+    gains: dict[str, Verdict] = {}
+    changes: dict[tuple[str, str], Verdict] = {}
     for method in (name for name in fused if name != reference):
         pair = common(fused[method], fused[reference])
         if len(pair[0]):
-            gains[method] = paired(*pair)
+            gains[method] = two(pair[0], pair[1], samples)
         for m in starved:
             mine, theirs = inside.get(method, {}).get(m), inside.get(reference, {}).get(m)
             if mine and theirs and len((read := common(mine, theirs))[0]):
-                changes[method, m] = paired(*read)
-    gains, changes = _adjusted(gains), _adjusted(changes)
+                changes[method, m] = two(read[0], read[1], samples)
     found = []
     for method, gain in gains.items():
         change = {m: test for (name, m), test in changes.items() if name == method}
-        recovered = tuple(m for m, test in change.items() if test.difference >= margin and test.p < level)
+        recovered = tuple(m for m, test in change.items() if _counts(test, margin))
         moved = {m: test.difference for m, test in change.items()}
         found.append(Remedy(method, gain, moved, recovered, passes.get(method, float("nan"))))
     return sorted(found, key=lambda remedy: -remedy.gain.difference)
 
 
-def leaders(fused: Mapping[str, Hits], level: float = LEVEL) -> Leaders | None:
-    """The methods that cannot be told from the most accurate one.
+def leaders(fused: Mapping[str, Hits], samples: Samples) -> Leaders | None:
+    """The most accurate method, and those that are not significantly different from it.
 
-    The tests use the seeds that all methods with most seeds have in common; a method that lacks one of them is left
-    out, so that one begun late does not weaken the comparison of the others.
+    The methods with the most seeds are compared; one with fewer or others is left out, so that one begun late does not
+    weaken the comparison of the others.
 
     Returns:
-        None where fewer than two methods have a seed in common.
+        None where there is nothing to compare.
     """
-    most = max(map(len, fused.values()), default=0)
-    seeds = set.intersection(*(set(runs) for runs in fused.values() if len(runs) == most)) if most else set()
-    compared = {method: runs for method, runs in fused.items() if seeds <= set(runs)}
-    if not seeds or len(compared) < 2:
+    found = judge(fused, samples)
+    if found is None:
         return None
-    stacks = {method: np.array([runs[seed] for seed in sorted(seeds)]) for method, runs in compared.items()}
-    against = against_best(stacks, level)
-    left = tuple(method for method in fused if method not in compared)
-    return Leaders(against.best, against.indistinguishable, len(seeds), left)
+    ties = tuple(name for name in fused if found.kind(name) in ("best", CLOSE))
+    return Leaders(found.best, ties, len(found.seeds), found.left, tuple(found.noisy))
 
 
 def choose(
     fused: Mapping[str, Hits],
     reference: str | None,
     found: Sequence[Remedy],
+    samples: Samples,
     single: Sequence[str] = (),
-    level: float = LEVEL,
 ) -> Choice | None:
     """The cheapest method that is as accurate as the best one as far as the runs tell, and beats the reference.
 
@@ -211,16 +201,16 @@ def choose(
         fused: method -> its runs, the reference among them.
         reference: the method to beat; None where it has no runs, and so nothing can be recommended.
         found: of :func:`remedies`.
+        samples: of the test split.
         single: methods that use one modality only; they are compared with the choice, but are no remedy.
-        level: of the tests.
 
     Returns:
         None where :func:`leaders` finds none among the methods that fuse.
     """
-    lead = leaders({method: runs for method, runs in fused.items() if method not in single}, level)
+    lead = leaders({method: runs for method, runs in fused.items() if method not in single}, samples)
     if lead is None:
         return None
-    helps = [r for r in found if r.method in lead.ties and r.gain.difference > 0 and r.gain.p < level]
+    helps = [r for r in found if r.method in lead.ties and r.gain.difference > 0 and r.gain.kind == DIFFERENT]
     if reference in lead.ties:
         helps = []
     method = min(helps, key=lambda r: (round(r.passes, 1), -r.gain.difference)).method if helps else None
@@ -229,7 +219,7 @@ def choose(
     if not rivals:
         return Choice(lead, method)
     rival = max(rivals, key=lambda name: rivals[name][0].mean())
-    return Choice(lead, method, rival, paired(*rivals[rival]))
+    return Choice(lead, method, rival, two(rivals[rival][0], rivals[rival][1], samples))
 
 
 def sentences(
@@ -267,10 +257,15 @@ def _recommendation(reference: str, found: Sequence[Remedy], choice: Choice | No
     remedy = next((r for r in found if r.method == choice.method), None)
     told = []
     if remedy is None and reference in ties:
-        mean = "" if best == reference else f" {best} has the highest mean, but not beyond chance."
-        told.append(f"None of them: no method is more accurate than {reference} beyond chance.{mean}")
+        mean = (
+            "the most accurate" if best == reference else f"not significantly different from {best}, the most accurate"
+        )
+        told.append(f"None of them: {reference} is {mean}.")
     elif remedy is None:
-        told.append(f"None of them can be recommended: {best} has the highest mean, without a clear gain.")
+        told.append(
+            f"None of them can be recommended: {best} has the highest mean, but the runs are too noisy to say whether "
+            f"one of the best is more accurate than {reference}."
+        )
     else:
         use = (
             f"{remedy.method}: {_points(remedy.gain)} more accurate than {reference}, at {_times(remedy.passes)} its "
@@ -282,11 +277,14 @@ def _recommendation(reference: str, found: Sequence[Remedy], choice: Choice | No
             told += [f"None of them for accuracy alone: {_rival(choice)}", f"To fuse the modalities, use {use}"]
         rest = [name for name in ties if name != remedy.method]
         if rest and best == remedy.method:
-            told.append(f"{listed(rest)} cannot be told from it in accuracy.")
+            told.append(f"Not significantly different from it in accuracy: {listed(rest)}.")
         elif rest:
             others = [name for name in rest if name != best]
-            neither = f"; neither can {listed(others)}" if others else ""
-            told.append(f"It cannot be told from {best}, the most accurate{neither}.")
+            neither = f"; neither {'is' if len(others) == 1 else 'are'} {listed(others)}" if others else ""
+            told.append(f"It is not significantly different from {best}, the most accurate{neither}.")
+    noisy = [name for name in choice.leaders.noisy if name != reference]
+    if noisy:
+        told.append(f"Too noisy to say whether they differ from {best}: {listed(noisy)}.")
     if choice.lead is not None and (remedy is None or choice.fusion_wins):
         told.append(f"{_rival(choice)[0].upper()}{_rival(choice)[1:]}")
     if choice.lead is None:
@@ -301,11 +299,13 @@ def _rival(choice: Choice) -> str:
     assert choice.lead is not None
     other = choice.method or choice.leaders.best
     who = f"the best single modality, trained alone ({choice.single}),"
-    if choice.lead.p >= LEVEL:
-        return f"{who} cannot be told from {other} in accuracy."
+    if choice.lead.kind == CLOSE:
+        return f"{who} is not significantly different from {other} in accuracy."
+    if choice.lead.kind != DIFFERENT:
+        return f"{who} has runs too noisy to say whether it is more or less accurate than {other}."
     less = choice.lead.difference < 0
-    turned = Paired(-choice.lead.difference, -choice.lead.high, -choice.lead.low, choice.lead.p, choice.lead.df)
-    return f"{who} is {_points(turned if less else choice.lead)} {'less' if less else 'more'} accurate than {other}."
+    shown = choice.lead.turned() if less else choice.lead
+    return f"{who} is {_points(shown)} {'less' if less else 'more'} accurate than {other}."
 
 
 def _starvation(reference: str, readout: str | None, lost: Sequence[Gap], measured: str) -> list[str]:
@@ -319,7 +319,7 @@ def _starvation(reference: str, readout: str | None, lost: Sequence[Gap], measur
         return [
             f"No modality starves in {reference}: the largest loss is that of {most.modality}, "
             f"{most.alone * 100:.1f} % alone and {most.inside * 100:.1f} % inside, which is below "
-            f"{MARGIN * 100:g} point or within chance."
+            f"{MARGIN * 100:g} point or not significant."
         ]
     doubt = "" if readout == "probe" else " No probe was recorded, so part of this may be the fusion, not the encoder."
     inside = "" if measured == readout else f"{INSIDE[readout]} "
@@ -337,22 +337,18 @@ def _recovery(lost: Sequence[Gap], found: Sequence[Remedy]) -> list[str]:
         if helping:
             named = [f"{r.method} (+{r.change[m] * 100:.1f} points, {_times(r.passes)} the passes)" for r in helping]
             rest = [f"{len(named) - MOST} more"] if len(named) > MOST else []
-            told.append(f"Recovered beyond chance, {m}: by {listed([*named[:MOST], *rest])}.")
+            told.append(f"Recovered significantly, {m}: by {listed([*named[:MOST], *rest])}.")
         else:
-            told.append(f"Recovered beyond chance, {m}: by none.")
+            told.append(f"Recovered significantly, {m}: by none.")
     return told
 
 
-def _adjusted(tests: Mapping[Name, Paired]) -> dict[Name, Paired]:
-    """The tests with Holm-adjusted p."""
-    adjusted = holm([test.p for test in tests.values()])
-    return {
-        name: Paired(test.difference, test.low, test.high, p, test.df)
-        for (name, test), p in zip(tests.items(), adjusted, strict=True)
-    }
+def _counts(test: Verdict, margin: float) -> bool:
+    """Whether a difference is large enough and significant."""
+    return test.difference >= margin and test.kind == DIFFERENT
 
 
-def _points(test: Paired) -> str:
+def _points(test: Verdict) -> str:
     low, high = test.low * 100, test.high * 100
     return f"{test.difference * 100:.1f} points (95 % interval {low:.1f} to {high:.1f})"
 

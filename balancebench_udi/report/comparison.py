@@ -13,7 +13,23 @@ from balancebench_udi.errors import UserError
 from balancebench_udi.protocol import check_published
 from balancebench_udi.report import rendering
 from balancebench_udi.report.budget import at_budget, budget_curve
-from balancebench_udi.report.contest import CAUTION, MARKED, Contest, contest, finding, fullest, listed
+from balancebench_udi.report.contest import (
+    CAUTION,
+    MARKED,
+    Contest,
+    Samples,
+    clustered,
+    contest,
+    crowded,
+    finding,
+    floors,
+    fullest,
+    held_against,
+    listed,
+    samples_of,
+    seeds_of,
+    tradeoff,
+)
 from balancebench_udi.spec import canonical
 from balancebench_udi.store import Store
 
@@ -60,12 +76,14 @@ class Comparison:
         table: one row a method: its identity, ``n`` and ``wanted`` seeds, mean and ``<name>_sd`` (sample standard
             deviation, NaN for one seed) of every score in [0, 1], costs; NaN where a method lacks a score.
             ``p_adjusted`` is that of the accuracy's difference from the best method's (NaN for the best itself),
-            ``indistinguishable`` whether the test cannot tell the two apart (None for methods that were not compared).
+            ``verdict`` what it says (``best`` for that one, nothing for methods that were not compared), ``majority``
+            and ``chance`` the accuracies that need no learning.
         published: rows from the literature: label, accuracy in percent or None, source, protocol.
         caption: data, protocol, seeds and selection, a sentence each.
         notes: machines, and what each column means.
         findings: what the accuracies say, for readers without statistics, a sentence each; none without a contest.
         contest: the methods compared with the best one; None where there is nothing to test.
+        samples: of the test split.
         fullest: the methods with the most seeds; only they can be best.
         modalities: in the order of fusion.
         reference: the method that costs are relative to; None where it is not in the table.
@@ -79,6 +97,7 @@ class Comparison:
     notes: tuple[str, ...]
     findings: tuple[str, ...]
     contest: Contest | None
+    samples: Samples
     fullest: tuple[str, ...]
     modalities: tuple[str, ...]
     reference: str | None
@@ -103,7 +122,7 @@ def compare(
         published: rows from the literature, shown beside ours and never part of a mean: ``label``, ``accuracy`` in
             percent or None, ``source`` and ``protocol``.
         wanted: seeds asked for; by default the most that any method has.
-        reference: the method whose encoder passes and seconds are 1.
+        reference: the method whose encoder passes and seconds are 1, and that others are held against.
 
     Raises:
         UserError: no records, an unknown or absent reading, records of a method that differ in more than the seed,
@@ -135,7 +154,8 @@ def compare(
     figures = pd.DataFrame([_figures(r, select, scores) for group in runs.values() for r in group])
     groups = figures.groupby("method", sort=False)
     mean, sd = groups.mean(), groups[scores].std(ddof=1)
-    rows, untimed, held = [], [], contest(runs, select)
+    samples = samples_of(records[0])
+    rows, untimed, held = [], [], contest(runs, select, reference=reference)
     for method, group in runs.items():
         spec = group[0]["spec"]
         row: dict[str, Any] = {
@@ -153,7 +173,7 @@ def compare(
         for name in scores:
             row |= {name: mean[name][method], f"{name}_sd": sd[name][method]}
             if name == "accuracy":
-                row |= _judged(method, held)
+                row |= _judged(method, held, samples)
         row |= {name: mean[name][method] for name in ("passes", "seconds", "spent")}
         one = mean.loc[reference] if reference else None
         timed = reference is not None and _machines(group) == _machines(runs[reference])
@@ -165,16 +185,16 @@ def compare(
         if one is not None and all("curves" in r["result"] for r in records):
             row |= _at_budgets(group, select, one["passes"])
         rows.append(row)
-    full = tuple(fullest(runs))
-    caption, notes = _caption(runs, select, wanted, held), _notes(runs, select, reference, untimed)
-    findings: tuple[str, ...] = (finding(rows[0]["dataset"], held), CAUTION) if held else ()
+    full = tuple(fullest(seeds_of(runs)))
+    caption, notes = _caption(runs, select, wanted, held, samples), _notes(runs, select, reference, untimed)
+    findings = _findings(rows, held)
     if len(full) == 1 < len(runs):
         others = listed([method for method in runs if method not in full])
         findings = (f"Nothing is compared: the seeds of {full[0]} are still to train with {others}.",)
     title = f"{rows[0]['dataset']}, protocol {rows[0]['protocol']}"
     table = pd.DataFrame(rows)
     return Comparison(
-        title, select, table, tuple(published), caption, notes, findings, held, full, modalities, reference
+        title, select, table, tuple(published), caption, notes, findings, held, samples, full, modalities, reference
     )
 
 
@@ -195,12 +215,22 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     return paths
 
 
-def _judged(method: str, held: Contest | None) -> dict[str, Any]:
-    """What the contest says of one method."""
-    if held is None or method not in held.means:
-        return {"p_adjusted": float("nan"), "indistinguishable": None}
-    told = held.against
-    return {"p_adjusted": told.p.get(method, float("nan")), "indistinguishable": method in told.indistinguishable}
+def _judged(method: str, held: Contest | None, samples: Samples) -> dict[str, Any]:
+    """What the contest says of one method, and what needs no learning."""
+    told: dict[str, Any] = {"p_adjusted": float("nan"), "verdict": None}
+    if held is not None:
+        told = {"p_adjusted": held.p(method), "verdict": held.kind(method)}
+    return {**told, "majority": samples.majority, "chance": samples.chance}
+
+
+def _findings(rows: Sequence[Mapping[str, Any]], held: Contest | None) -> tuple[str, ...]:
+    """What the accuracies say."""
+    if held is None:
+        return ()
+    where = rows[0]["dataset"]
+    imbalance = {row["method"]: row["imbalance"] for row in rows if row["method"] in held.means}
+    told = (finding(where, held), held_against(where, held), tradeoff(where, held.means, imbalance), CAUTION)
+    return tuple(sentence for sentence in told if sentence)
 
 
 def _check(record: Mapping[str, Any], first: Mapping[str, Any], mates: list[Mapping[str, Any]], select: str) -> None:
@@ -279,7 +309,7 @@ def _machines(group: Sequence[Mapping[str, Any]]) -> set[str]:
 
 
 def _caption(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], select: str, wanted: int, held: Contest | None
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], select: str, wanted: int, held: Contest | None, samples: Samples
 ) -> tuple[str, ...]:
     """What was measured and how, from the records."""
     first = next(iter(runs.values()))[0]
@@ -293,7 +323,7 @@ def _caption(
     encoders = ", ".join(f"{m} {_described(spec['encoders'][m])}" for m in modalities)
     seeds = {method: [r["spec"]["seed"] for r in group] for method, group in runs.items()}
     union = sorted({seed for group in seeds.values() for seed in group})
-    among = " among the methods with the most seeds" if len(fullest(runs)) < len(runs) else ""
+    among = " among the methods with the most seeds" if len(fullest(seeds_of(runs))) < len(runs) else ""
     fewer = [f"; {m} has {', '.join(map(str, s))}" for m, s in seeds.items() if s != union]
     return (
         f"Test split of {spec['dataset']} v{spec['dataset_version']} ({'; '.join(parts)}; "
@@ -306,7 +336,9 @@ def _caption(
         f"({', '.join(map(str, union))}{''.join(fewer)}); in bold the highest mean of a column{among}, "
         "which is no claim of significance.",
         RULES[select],
+        floors(spec["dataset"], samples),
         *([MARKED] if held else []),
+        *(note for note in (held and clustered(spec["dataset"], held), held and crowded(len(held.means))) if note),
     )
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from balancebench_udi.metrics.predictions import unpack
 from balancebench_udi.report.comparison import FREE
+from balancebench_udi.report.contest import Samples, samples_of
 from balancebench_udi.report.tidy import costs
 from balancebench_udi.spec import canonical
 
@@ -73,6 +74,11 @@ class Group:
         return self.specs()[0]
 
     @property
+    def samples(self) -> Samples:
+        """The test split."""
+        return samples_of(self.runs[0].record)
+
+    @property
     def labels(self) -> list[str]:
         """The label of every run, in the order of :attr:`runs`."""
         return [label for label, runs in self.rows.items() for _ in runs]
@@ -133,10 +139,11 @@ def collect(
             continue
         spec = record["spec"]
         key = canonical({k: v for k, v in spec.items() if k not in FREE})
-        # Runs of a cell share one specification in memory, groups one list of classes.
+        # Runs of a cell share one specification in memory, groups one list of classes and of labels.
         spec = {**shared.setdefault(record["cell"], spec), "seed": spec["seed"]}
         data = shared.setdefault(key, _facts(record["data"]))
-        found.setdefault(key, {}).setdefault(record["cell"], []).append(_run(record, select, spec, data))
+        target = shared.setdefault(record["result"]["test_target"], record["result"]["test_target"])
+        found.setdefault(key, {}).setdefault(record["cell"], []).append(_run(record, select, spec, data, target))
     groups = []
     for cells in found.values():
         here = of_protocol(next(iter(cells.values()))[0].record["spec"])
@@ -147,10 +154,10 @@ def collect(
     return sorted(groups, key=lambda g: (-len(g.runs), g.title)), lacking
 
 
-def _run(record: Mapping[str, Any], select: str, spec: dict[str, Any], data: Any) -> Run:
+def _run(record: Mapping[str, Any], select: str, spec: dict[str, Any], data: Any, packed: str) -> Run:
     result = record["result"]
     reading = result["readings"][select]
-    target = unpack(result["test_target"])
+    target = unpack(packed)
     single = ("fused", *(f"{k}/{m}" for k in ("alone", "probe", "share", "masked") for m in result["modalities"]))
     hits = {
         name: np.packbits((unpack(reading["predictions"][name]) == target).numpy())
@@ -164,6 +171,7 @@ def _run(record: Mapping[str, Any], select: str, spec: dict[str, Any], data: Any
         "result": {
             "readings": {select: {"test": reading["test"]}},
             "modalities": result["modalities"],
+            "test_target": packed,
             "passes": result["passes"],
         },
         "cost": {"phases": record["cost"]["phases"]},
@@ -185,7 +193,7 @@ def _curve(curves: Sequence[Mapping[str, Any]]) -> list[list[float]]:
 
 def _facts(data: Mapping[str, Any]) -> dict[str, Any]:
     facts = {k: v for k, v in data["facts"].items() if k in ("generated", "generated_part")}
-    return {"classes": data["classes"], "facts": facts}
+    return {"classes": data["classes"], "facts": facts, **{k: data[k] for k in ("groups",) if k in data}}
 
 
 def _group(cells: Mapping[str, list[Run]], usual: Mapping[str, Mapping[str, Any]]) -> Group:

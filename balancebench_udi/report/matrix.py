@@ -13,29 +13,29 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from balancebench_udi.errors import UserError
-from balancebench_udi.metrics.statistics import average_ranks, bootstrap_interval, critical_difference, friedman
+from balancebench_udi.metrics.ranks import average_ranks
+from balancebench_udi.metrics.statistics import interval
 from balancebench_udi.report import matrix_rendering as rendering
+from balancebench_udi.report import matrix_words as words
 from balancebench_udi.report import tidy
-from balancebench_udi.report.comparison import RULES, compare
-from balancebench_udi.report.contest import CAUTION, LEVEL, MARKED, Contest, contest, correct, finding, fullest, listed
+from balancebench_udi.report.comparison import compare
+from balancebench_udi.report.contest import (
+    CAUTION,
+    Contest,
+    Samples,
+    contest,
+    correct,
+    fullest,
+    samples_of,
+    seeds_of,
+    stacked,
+)
 from balancebench_udi.report.tidy import COSTS, DERIVED
 from balancebench_udi.store import Store
 
 if TYPE_CHECKING:
     from balancebench_udi.report.published import Claim
 
-MEANINGS = {
-    "passes": "passes: million samples through the encoders, forward + 2 × backward, summed over the encoders.",
-    "imbalance": "imbalance: mean difference between the modalities' Shapley contributions; 0 is balanced.",
-    "utilisation": "utilisation of a modality: what it adds to all the others, as a share of the accuracy of all.",
-    "complementarity": "complementarity: shares of test samples, a modality read with the others masked. only/m: of "
-    "the modalities m alone is right; fusion_only: none is, the fusion is; lost: one is or more, the fusion is not.",
-    "bayes_distance": "bayes distance: accuracy of the best possible classifier minus that reached, of all modalities "
-    "(fused) and of what a probe reads in an encoder.",
-    "probe_gap": "probe gap of a modality: what a linear probe reads in its encoder trained alone (same data, protocol "
-    "and seed) minus what it reads here, in points; above 0 where training together cost the encoder that much.",
-}
-"""What a value is, by the part of its name before the slash."""
 FEW_COLUMNS = 3
 """Complete columns from which on average ranks are given."""
 FORMATS = {"md": rendering.markdown, "csv": rendering.csv, "tex": rendering.latex, "html": rendering.html}
@@ -67,12 +67,12 @@ class Number:
         sd: sample standard deviation; NaN for one run.
         n: runs in the mean.
         wanted: runs asked for.
-        low: lower end of the 95 % bootstrap interval over seeds and samples, for the accuracy alone.
+        low: lower end of the 95 % interval over seeds and samples, for the accuracy alone.
         high: upper end.
-        p_adjusted: of the difference from the best row of the column, Holm's adjustment, for the accuracy alone; NaN
-            for the best row and for rows that were not compared.
+        p_adjusted: of the difference from the best row of the column, allowing for ten rows, for the accuracy alone;
+            NaN for the best row and for rows that were not compared.
         best: it prints like the highest mean of the rows that were compared.
-        indistinguishable: the best row, or one that the test cannot tell from it.
+        verdict: on the row and the best one, ``best`` for that; None for rows that were not compared.
     """
 
     mean: float
@@ -83,7 +83,7 @@ class Number:
     high: float = math.nan
     p_adjusted: float = math.nan
     best: bool = False
-    indistinguishable: bool = False
+    verdict: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ class Matrix:
         absent: (row, column) -> what is printed where there is nothing.
         ranks: row -> average rank by accuracy over the complete columns, 1 is best; empty with fewer than three.
         scores: mean accuracies of the complete columns, a column of the table each in one row, rows in columns.
+        samples: column -> its test split; nothing without runs.
         beside: published numbers, part of no mean.
         sources: where they are from and how they were made, a sentence each.
         findings: what the numbers say, for readers without statistics, a sentence each.
@@ -125,6 +126,7 @@ class Matrix:
     absent: Mapping[tuple[str, str], str]
     ranks: Mapping[str, float]
     scores: pd.DataFrame
+    samples: Mapping[str, Samples]
     beside: tuple[Beside, ...]
     sources: tuple[str, ...]
     findings: tuple[str, ...]
@@ -138,6 +140,7 @@ class Matrix:
         """One row a number, accuracies in [0, 1] at full precision; published numbers below ours."""
         ours = [
             {"row": row, "column": column, "value": value, "select": self.select, **vars(number), "published": False}
+            | {"majority": self.samples[column].majority, "chance": self.samples[column].chance}
             for (row, column, value), number in self.numbers.items()
         ]
         for one in self.beside:
@@ -146,7 +149,8 @@ class Matrix:
                 | {"mean": one.accuracy / 100, "sd": _share(one.claim.sd), "published": True}
                 | {"source": one.claim.source, "protocol": one.claim.protocol}
             )
-        names = ["row", "column", "value", "select", *Number.__dataclass_fields__, "published", "source", "protocol"]
+        names = ["row", "column", "value", "select", *Number.__dataclass_fields__, "majority", "chance", "published"]
+        names += ["source", "protocol"]
         return pd.DataFrame(ours, columns=names)
 
 
@@ -159,6 +163,7 @@ def build(
     select: str = "best_val",
     caption: Sequence[str] = (),
     alone: tidy.Alone | None = None,
+    reference: str | None = None,
 ) -> Matrix:
     """Average the records of every cell over their seeds, and compare the rows within every column.
 
@@ -171,6 +176,7 @@ def build(
         select: the reading: ``last``, ``best_val`` or ``best_test``.
         caption: sentences that belong to this table.
         alone: the modalities trained alone, of :func:`~balancebench_udi.report.tidy.trained_alone`, for ``probe_gap``.
+        reference: the row that others are held against beside the best.
 
     Raises:
         UserError: what :func:`~balancebench_udi.report.comparison.compare` refuses within a cell; cells of a column
@@ -179,28 +185,35 @@ def build(
     numbers: dict[tuple[str, str, str], Number] = {}
     shown: dict[str, tuple[str, ...]] = {}
     contests: dict[str, Contest] = {}
+    samples: dict[str, Samples] = {}
     for column in columns:
         mine = {row: cells[row, column] for row in rows}
         _check(column, mine, select)
         shown[column] = _shown(values, mine, select, alone)
         runs = {row: cell.records for row, cell in mine.items()}
         lacking = [row for row, cell in mine.items() if cell.wanted and not cell.records]
-        if found := contest(runs, select, lacking):
+        if (first := next((records[0] for records in runs.values() if records), None)) is not None:
+            samples[column] = samples_of(first)
+        if found := contest(runs, select, lacking, reference):
             contests[column] = found
         for value in shown[column]:
-            told = {row: number for row in rows if (number := _number(mine[row], value, select, alone))}
-            for row, number in _judged(told, value, fullest(runs), contests.get(column)).items():
+            told = {r: n for r in rows if (n := _number(mine[r], value, select, alone, samples.get(column)))}
+            for row, number in _judged(told, value, fullest(seeds_of(runs)), contests.get(column)).items():
                 numbers[row, column, value] = number
     beside, sources = _beside(cells, shown)
     scores = _complete(cells, rows, columns, numbers)
     ranked = len(scores) >= FEW_COLUMNS and len(scores.columns) > 1
     ranks = average_ranks(scores) if ranked else pd.Series(dtype=float)
-    findings = [finding(column, one) for column, one in contests.items()]
+    said = words.findings(contests, numbers)
     if ranked:
-        findings.append(_ranking(scores, ranks, cells))
+        said.append(words.ranking(scores, ranks, cells))
     if contests:
-        findings.append(CAUTION)
-    notes = [*caption, *_reading(values, select, contests, ranked, bool(sources)), _coverage(cells, rows, columns)]
+        said.append(CAUTION)
+    notes = [
+        *caption,
+        *words.reading(values, select, contests, ranked, bool(sources)),
+        words.coverage(cells, rows, columns),
+    ]
     notes += [f"{name}: {about}" for name, about in [*columns.items(), *rows.items()] if about]
     return Matrix(
         title=title,
@@ -211,9 +224,10 @@ def build(
         absent={place: cell.absent for place, cell in cells.items()},
         ranks={str(row): float(rank) for row, rank in ranks.items()},
         scores=scores,
+        samples=samples,
         beside=beside,
         sources=sources,
-        findings=tuple(findings),
+        findings=tuple(said),
         notes=tuple(notes),
     )
 
@@ -280,7 +294,7 @@ def _value(claim: Claim) -> str:
     return "accuracy" if claim.modality is None else f"alone/{claim.modality}"
 
 
-def _number(cell: Cell, value: str, select: str, alone: tidy.Alone | None) -> Number | None:
+def _number(cell: Cell, value: str, select: str, alone: tidy.Alone | None, samples: Samples | None) -> Number | None:
     """The mean of one value; None where no run has it."""
     scores = [
         {**_beyond(record, select, [value], alone), **record["result"]["readings"][select]["test"]}
@@ -289,7 +303,9 @@ def _number(cell: Cell, value: str, select: str, alone: tidy.Alone | None) -> Nu
     found = [mine[value] for mine in scores if value in mine]
     if not found:
         return None
-    low, high = bootstrap_interval(correct(cell.records, select)) if value == "accuracy" else (math.nan, math.nan)
+    low = high = math.nan
+    if value == "accuracy" and samples is not None:
+        low, high = interval(stacked(correct(cell.records, select)), samples.members)
     sd = statistics.stdev(found) if len(found) > 1 else math.nan
     return Number(statistics.fmean(found), sd, len(found), cell.wanted, low, high)
 
@@ -304,8 +320,7 @@ def _judged(numbers: Mapping[str, Number], value: str, full: Sequence[str], held
         best = same and row in rivals and len(rivals) > 1 and rendering.higher_is_better(value)
         told: dict[str, Any] = {}
         if value == "accuracy" and held is not None:
-            told["p_adjusted"] = held.against.p.get(row, math.nan)
-            told["indistinguishable"] = row in held.against.indistinguishable
+            told = {"p_adjusted": held.p(row), "verdict": held.kind(row)}
         judged[row] = Number(**{**vars(number), "best": best, **told})
     return judged
 
@@ -339,60 +354,6 @@ def _complete(
     full = [c for c in columns if c not in short and any((row, c) in places for row in rows)]
     kept = [row for row in rows if full and all((row, c, "accuracy") in numbers for c in full)]
     return pd.DataFrame({row: [numbers[row, c, "accuracy"].mean for c in full] for row in kept}, index=full)
-
-
-def _ranking(scores: pd.DataFrame, ranks: pd.Series, cells: Mapping[tuple[str, str], Cell]) -> str:
-    """Average ranks in a sentence, with their test where the columns are different datasets."""
-    lowest = ranks.min()
-    first = [str(row) for row, rank in ranks.items() if rank == lowest]
-    text = (
-        f"Over the {len(scores)} complete columns {listed(first)} {'has' if len(first) == 1 else 'have'} the lowest "
-        f"average rank ({lowest:.1f} of {len(ranks)})"
-    )
-    datasets = {next(cells[row, c].records[0]["spec"]["dataset"] for row in scores.columns) for c in scores.index}
-    if len(datasets) < len(scores):
-        return f"{text}; columns of the same data are no independent tests, so none is made."
-    if len(ranks) < 3:
-        return f"{text}; two rows are too few for a test of ranks."
-    p = friedman(scores)[1]
-    told = f"Friedman p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
-    if p >= LEVEL:
-        return f"{text}; ranks such as these may come about by chance over so few columns ({told})."
-    apart = critical_difference(len(ranks), len(scores), LEVEL)
-    return f"{text}; ranks differ beyond chance ({told}), two of them where they lie {apart:.1f} apart (Nemenyi, 5 %)."
-
-
-def _reading(
-    values: Sequence[str], select: str, contests: Mapping[str, Contest], ranked: bool, published: bool
-) -> list[str]:
-    """How to read the table."""
-    percent = "scores of the test split in percent unless a column says otherwise"
-    lines = [
-        f"Cells: {percent}, mean ± sample standard deviation over seeds (n of N runs); bold: the highest mean of a "
-        "column among the rows with the most seeds.",
-        RULES[select],
-    ]
-    if contests:
-        lines.append(MARKED)
-    lines += [text for name, text in MEANINGS.items() if any(v.partition("/")[0] == name for v in values)]
-    if ranked:
-        lines.append("rank: average over the complete columns of the rank by mean accuracy; 1 is best.")
-    if published:
-        lines.append("Numbers with [a source] were published, each under its own protocol; no mean or test has them.")
-    return lines
-
-
-def _coverage(cells: Mapping[tuple[str, str], Cell], rows: Mapping[str, str], columns: Mapping[str, str]) -> str:
-    """Which runs the table has, and which it lacks."""
-    wanted = sum(cell.wanted for cell in cells.values())
-    text = f"{sum(len(cell.records) for cell in cells.values())} of {wanted} runs exist"
-    empty = [c for c in columns if not any(cells[row, c].records for row in rows)]
-    if empty:
-        text += f"; no run on {listed(empty)}"
-    foreign = [row for row in rows if not any(cells[row, c].wanted for c in columns)]
-    if foreign:
-        text += f"; not implemented here: {listed(foreign)}"
-    return f"{text}."
 
 
 def _share(percent: float | None) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html as escaping
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from balancebench_udi.report import tex
@@ -62,6 +62,10 @@ def printed(number: float, value: str) -> str:
 
 
 HTML = Style(bold="<strong>{}</strong>", claim="<em>{value}</em> [{source}]")
+FLOORED = ("accuracy", "share", "masked", "alone", "probe")
+"""Scores that majority class and chance can be held against, by the part of their name before the slash."""
+WIDE = 14
+"""Columns above which Markdown and HTML put the columns of a table below each other, a part each."""
 
 
 def _cell(matrix: Matrix, row: str, column: str, value: str, style: Style) -> str:
@@ -73,16 +77,40 @@ def _cell(matrix: Matrix, row: str, column: str, value: str, style: Style) -> st
         text = style.bold.format(mean) if number.best else mean
         if not math.isnan(number.sd) and value not in COUNTS:
             text += style.plus_minus + printed(number.sd, value)
-        if number.indistinguishable and not number.best:
-            text += style.close
+        if not number.best:
+            text += style.mark(number.verdict)
         first = value == matrix.columns[column][0]
-        if first and (style.counted or number.n < number.wanted):
-            text += f" ({number.n} of {number.wanted})" if style.counted else f" {number.n}/{number.wanted}"
+        if first and number.n < number.wanted:
+            text += f" {number.n}/{number.wanted}"
         parts.append(text)
     for one in matrix.beside:
         if (one.row, one.column, one.value) == (row, column, value):
             parts.append(style.claim.format(value=_percent(one.accuracy), source=one.source))
     return " ".join(parts) or matrix.absent[row, column]
+
+
+def _floors(matrix: Matrix, places: Sequence[tuple[str, str]]) -> dict[str, dict[tuple[str, str], float]]:
+    """What needs no learning, by name, in the places where it can be compared; nothing without such a place."""
+    kept = [(c, v) for c, v in places if v.partition("/")[0] in FLOORED and c in matrix.samples]
+    if not kept:
+        return {}
+    return {
+        "majority class": {place: matrix.samples[place[0]].majority for place in kept},
+        "chance": {place: matrix.samples[place[0]].chance for place in kept},
+    }
+
+
+def _lines(
+    matrix: Matrix,
+    places: Sequence[tuple[str, str]],
+    style: Style,
+    floors: Mapping[str, Mapping[tuple[str, str], float]],
+) -> list[tuple[str, list[str]]]:
+    """Every line of the table: its name, its cells in ``places``; last those of ``floors``."""
+    lines = [(row, [_cell(matrix, row, column, value, style) for column, value in places]) for row in matrix.rows]
+    for name, found in floors.items():
+        lines.append((name, [printed(found[place], place[1]) if place in found else "" for place in places]))
+    return lines
 
 
 def _percent(accuracy: float) -> str:
@@ -115,18 +143,21 @@ def text(matrix: Matrix) -> str:
     lines = [matrix.title]
     grid = []
     filled, empty = _filled(matrix)
+    floors = _floors(matrix, filled)
     for column, value in filled:
         heads = [escape_controls(column), *([_head(value)] if several else [])]
-        grid.append([*heads, *(_cell(matrix, row, column, value, TERMINAL) for row in matrix.rows)])
+        grid.append([*heads, *(cells[0] for _, cells in _lines(matrix, [(column, value)], TERMINAL, floors))])
     if matrix.ranks:
-        grid.append([*["", "rank"][-(1 + several) :], *(_rank(matrix, row) for row in matrix.rows)])
-    names = [*([""] * (1 + several)), *map(escape_controls, matrix.rows)]
+        grid.append(
+            [*["", "rank"][-(1 + several) :], *(_rank(matrix, row) for row in matrix.rows), *[""] * len(floors)]
+        )
+    names = [*([""] * (1 + several)), *map(escape_controls, matrix.rows), *floors]
     for block in _blocks(grid, WIDTH - max(map(len, names))):
         for earlier, later in zip(reversed(block[:-1]), reversed(block[1:]), strict=True):
             later[0] = "" if several and later[0] == earlier[0] else later[0]  # a column's name once
         lines += ["", *_aligned([names, *block])]
     lines += ["", *textwrap.wrap(f"without any number: {', '.join(empty)}", WIDTH)] if empty else []
-    legend = "*: best of a column; †: cannot be told from it"
+    legend = "*: best of a column; †: not significantly different from it; ‡: too noisy to say"
     if matrix.beside:
         legend += "; [published, under its own protocol]"
     lines += ["", *textwrap.wrap(legend, WIDTH)]
@@ -164,15 +195,28 @@ def markdown(matrix: Matrix) -> str:
         return f"| {' | '.join(map(in_markdown, cells))} |"
 
     several = any(len(values) > 1 for values in matrix.columns.values())
-    heads = [f"{column} {_head(value)}" if several else column for column, value in _places(matrix)]
-    lines = [f"# {in_markdown(matrix.title)}", "", line(["", *heads, *(["rank"] if matrix.ranks else [])])]
-    lines.append("|:--|" + "--:|" * (len(heads) + bool(matrix.ranks)))
-    for row in matrix.rows:
-        cells = [_cell(matrix, row, column, value, MARKDOWN) for column, value in _places(matrix)]
-        lines.append(line([row, *cells, *([_rank(matrix, row)] if matrix.ranks else [])]))
+    places = _places(matrix)
+    floors = _floors(matrix, places)
+    lines = [f"# {in_markdown(matrix.title)}"]
+    parts = [places]
+    if several and len(places) > WIDE:
+        parts = [[place for place in places if place[0] == column] for column in matrix.columns]
+    for part in parts:
+        whole = len(parts) == 1
+        lines += ["", *([] if whole else [f"## {in_markdown(part[0][0])}", ""])]
+        heads = [f"{column} {_head(value)}" if several and whole else _head(value) for column, value in part]
+        heads = heads if several else [column for column, _ in part]
+        ranked = bool(matrix.ranks) and whole
+        lines += [line(["", *heads, *(["rank"] if ranked else [])]), "|:--|" + "--:|" * (len(heads) + ranked)]
+        for row, cells in _lines(matrix, part, MARKDOWN, floors):
+            lines.append(line([row, *cells, *([_rank(matrix, row) if row in matrix.rows else ""] if ranked else [])]))
+    if matrix.ranks and len(parts) > 1:
+        ranks = ", ".join(f"{row} {_rank(matrix, row)}" for row in matrix.rows)
+        lines += ["", f"Average ranks by accuracy: {in_markdown(ranks)}."]
     if matrix.findings:
         lines += ["", "What it says:", "", *(f"- {in_markdown(sentence)}" for sentence in matrix.findings)]
-    lines += ["", "How to read it:", "", *(f"- {in_markdown(sentence)}" for sentence in matrix.notes)]
+    notes = (*matrix.notes, *_counts(matrix))
+    lines += ["", "How to read it:", "", *(f"- {in_markdown(sentence)}" for sentence in notes)]
     if matrix.sources:
         lines += ["", "Published:", "", *(f"- [{n}] {in_markdown(s)}" for n, s in enumerate(matrix.sources, 1))]
     return "\n".join(lines) + "\n"
@@ -181,7 +225,7 @@ def markdown(matrix: Matrix) -> str:
 def csv(matrix: Matrix) -> str:
     """One line a number at full precision, accuracies in [0, 1]; what was published has ``published`` true."""
     frame = matrix.frame()
-    for name in ("best", "indistinguishable", "published"):
+    for name in ("best", "published"):
         frame[name] = frame[name].map({True: "true", False: "false"})
     counts = {"n": "Int64", "wanted": "Int64"}
     return guard_frame(frame.astype(counts)).to_csv(index=False, lineterminator="\n")
@@ -191,12 +235,13 @@ def latex(matrix: Matrix) -> str:
     """Floats of the columns that hold anything; needs booktabs and graphicx."""
     several = any(len(values) > 1 for values in matrix.columns.values())
     filled, empty = _filled(matrix)
+    floors = _floors(matrix, filled)
     columns = []
     for column, value in filled:
-        cells = tuple(_cell(matrix, row, column, value, LATEX) for row in matrix.rows)
+        cells = tuple(cells[0] for _, cells in _lines(matrix, [(column, value)], LATEX, floors))
         columns.append(tex.Column(column, _head(value), cells) if several else tex.Column("", column, cells))
     if matrix.ranks:
-        columns.append(tex.Column("", "rank", tuple(_rank(matrix, row) for row in matrix.rows)))
+        columns.append(tex.Column("", "rank", (*(_rank(matrix, row) for row in matrix.rows), *[""] * len(floors))))
     said = {
         "What it says": matrix.findings,
         "How to read it": [
@@ -206,7 +251,7 @@ def latex(matrix: Matrix) -> str:
         ],
         "Published": [f"[{number}] {source}" for number, source in enumerate(matrix.sources, 1)],
     }
-    first = tex.Column("", "", tuple(map(tex.escaped, matrix.rows)))
+    first = tex.Column("", "", (*map(tex.escaped, matrix.rows), *floors))
     return tex.table(matrix.title, [first], columns, said)
 
 
@@ -239,12 +284,13 @@ def html(matrix: Matrix) -> str:
     if several:
         lines.append(f"<tr>{''.join(_column(_head(value)) for _, value in _places(matrix))}</tr>")
     lines += ["</thead>", "<tbody>"]
-    for row in matrix.rows:
-        cells = [f"<td>{_cell(matrix, row, c, v, HTML)}</td>" for c, v in _places(matrix)]
-        cells += [f"<td>{_rank(matrix, row)}</td>"] if matrix.ranks else []
+    for row, shown in _lines(matrix, _places(matrix), HTML, _floors(matrix, _places(matrix))):
+        cells = [f"<td>{cell}</td>" for cell in shown]
+        cells += [f"<td>{_rank(matrix, row) if row in matrix.rows else ''}</td>"] if matrix.ranks else []
         lines.append(f'<tr><th scope="row">{_html(row)}</th>{"".join(cells)}</tr>')
     lines += ["</tbody>", "</table>", "</div>", "<figcaption>"]
-    for head, sentences in (("What it says", matrix.findings), ("How to read it", matrix.notes)):
+    notes = (*matrix.notes, *_counts(matrix))
+    for head, sentences in (("What it says", matrix.findings), ("How to read it", notes)):
         if sentences:
             lines += [f"<p>{head}:</p>", "<ul>", *(f"<li>{_html(sentence)}</li>" for sentence in sentences), "</ul>"]
     if matrix.sources:

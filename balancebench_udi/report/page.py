@@ -12,8 +12,10 @@ import pandas as pd
 
 from balancebench_udi.errors import UserError
 from balancebench_udi.metrics.balance import probe_gap
+from balancebench_udi.metrics.statistics import CLOSE, DIFFERENT, NOISY
 from balancebench_udi.report import advice, elements
 from balancebench_udi.report.comparison import RULES, Comparison, compare
+from balancebench_udi.report.contest import clustered, crowded, judge
 from balancebench_udi.report.elements import Cell, escape, number
 from balancebench_udi.report.figures.budget import accuracy_against_budget
 from balancebench_udi.report.figures.classes import confusion, per_class_differences
@@ -78,7 +80,7 @@ class Roles:
 
 @dataclass(frozen=True)
 class Part:
-    """A group with all that follows from its runs."""
+    """A group with all that follows from its runs; ``order`` has the methods, which look alike in all figures."""
 
     group: Group
     slug: str
@@ -94,6 +96,7 @@ class Part:
     leaders: advice.Leaders | None
     choice: advice.Choice | None
     sentences: list[str]
+    order: tuple[str, ...] = ()
 
 
 Figures = tuple[tuple[str, Callable[[Part, Sequence[Mapping[str, Any]]], Drawing | None]], ...]
@@ -124,8 +127,8 @@ def _shown(part: Part) -> str:
 FIGURES: Figures = (
     ("Accuracy, with intervals", lambda p, r: accuracy_intervals(r, p.select)),
     ("Each modality alone and inside the methods", _alone),
-    ("Accuracy against imbalance", lambda p, r: accuracy_against_imbalance(compare(r, p.select))),
-    ("Accuracy against training budget", lambda p, r: accuracy_against_budget(r, p.select, p.reference)),
+    ("Accuracy against imbalance", lambda p, r: accuracy_against_imbalance(compare(r, p.select), p.order)),
+    ("Accuracy against training budget", lambda p, r: accuracy_against_budget(r, p.select, p.reference, p.order)),
     ("Training curves", lambda p, r: training_curves(r)),
     ("Gradients of the fused loss", lambda p, r: gradient_curves(r)),
     ("Weights of the controller", lambda p, r: controller_weights(r)),
@@ -165,7 +168,7 @@ def page(
     """
     if not groups:
         raise UserError("a page needs at least one run, found none: train a method first")
-    parts = [analyse(group, f"g{i}", select, roles) for i, group in enumerate(groups, 1)]
+    parts = [analyse(group, f"g{i}", select, roles, tuple(methods)) for i, group in enumerate(groups, 1)]
     drawn = [part for part in parts[:figured] if len(_main(part.group)) <= MOST]
     sections, entries = [], []
     for part in parts:
@@ -226,11 +229,11 @@ on {escape(_datasets(parts))}, from the runs of one results folder.</p>
 """
 
 
-def analyse(group: Group, slug: str, select: str, roles: Roles) -> Part:
-    """Means, tests and advice of a group."""
+def analyse(group: Group, slug: str, select: str, roles: Roles, order: tuple[str, ...] = ()) -> Part:
+    """Means, verdicts and advice of a group."""
     modalities = group.runs[0].record["result"]["modalities"]
     reference = _row(group, roles.reference)
-    comparison = compare([run.record for run in group.runs], select, reference=reference)
+    comparison, samples = compare([run.record for run in group.runs], select, reference=reference), group.samples
     whole = [f"alone/{m}" for m in modalities]
     rows = [label for name in roles.alone if (label := _row(group, name)) is not None]
     alone = next((label for label in rows if all(group.hits(label, name) for name in whole)), None)
@@ -249,17 +252,18 @@ def analyse(group: Group, slug: str, select: str, roles: Roles) -> Part:
         if alone is not None:
             if readout == "probe" and all(group.hits(alone, f"probe/{m}") for m in modalities):
                 measured = "probe"
-            lost = advice.gaps({m: group.hits(alone, f"{measured}/{m}") for m in modalities}, inside[reference])
+            apart = {m: group.hits(alone, f"{measured}/{m}") for m in modalities}
+            lost = advice.gaps(apart, inside[reference], samples)
         passes = dict(zip(comparison.table["method"], comparison.table["passes_relative"], strict=True))
         starved = [gap.modality for gap in lost if gap.starved]
-        remedies = advice.remedies(main, {label: inside[label] for label in main}, reference, starved, passes)
-    choice = advice.choose(main, reference, remedies, single)
+        read = {label: inside[label] for label in main}
+        remedies = advice.remedies(main, read, reference, starved, passes, samples)
+    choice = advice.choose(main, reference, remedies, samples, single)
     told = advice.sentences(reference or roles.reference, readout, lost, remedies, choice, single, measured)
     mean, sd = scores.mean(), scores.std(ddof=1)
-    leaders = advice.leaders(fused)
-    return Part(
-        group, slug, select, comparison, mean, sd, reference, alone, readout, lost, remedies, leaders, choice, told
-    )
+    leaders = advice.leaders(fused, samples)
+    found = (comparison, mean, sd, reference, alone, readout, lost, remedies, leaders, choice, told)
+    return Part(group, slug, select, *found, order)
 
 
 def _probe_gaps(group: Group, alone: str | None) -> pd.DataFrame:
@@ -341,10 +345,10 @@ def _overview(parts: Sequence[Part], roles: Roles) -> str:
     caption = (
         f"The answer of every group. Starved: modalities that are worse inside {reference} than trained alone, with "
         "the points that a probe of the encoder loses or, where so marked, the share of the fused logits or the "
-        "prediction with the others masked, which also depend on the fusion. Use: of the methods that fuse, cannot be "
-        f"told from the most accurate of them and beat {reference}, the one with fewest passes; none, where one "
-        f"modality alone does as well. Gain: points of test accuracy over {reference}; passes: encoder passes as a "
-        f"multiple of {reference}'s. No answer yet: {reference} and another method have no seed in common."
+        "prediction with the others masked, which also depend on the fusion. Use: of the methods that fuse, are not "
+        f"significantly different from the most accurate of them and beat {reference}, the one with fewest passes; "
+        f"none, where one modality alone does as well. Gain: points of test accuracy over {reference}; passes: encoder "
+        f"passes as a multiple of {reference}'s. No answer yet: {reference} and another method have no seed in common."
     )
     return elements.table(caption, ["group", "use", "gain", "passes", f"starved in {reference}"], rows)
 
@@ -390,10 +394,17 @@ def _results(part: Part) -> str:
         cells = [number(part.mean[name][label], sd=part.sd[name][label], best=label == best) for name, _ in columns[:1]]
         cells += [number(row[name], 1, 2) for name, _ in costs]
         cells += [number(part.mean[name][label], sd=part.sd[name][label]) for name, _ in columns[1:]]
-        if label in ties and label != best:
-            mark = ' <span class="tie">≈<span class="hidden">cannot be told from the best</span></span>'
+        if label != best and (label in ties or (part.leaders and label in part.leaders.noisy)):
+            sign, words = ("†", CLOSE) if label in ties else ("‡", NOISY)
+            mark = f' <span class="tie">{sign}<span class="hidden">{words}</span></span>'
             cells[0] = Cell(cells[0].text + mark, cells[0].value)
         rows.append([Cell(escape(label)), counts, *cells])
+    samples = part.comparison.samples
+    kinds = ("accuracy", *READOUTS)
+    for name, value in (("majority class", samples.majority), ("chance", samples.chance)):
+        shown = {c: number(value if c.partition("/")[0] in kinds else math.nan) for c, _ in columns}
+        accuracy, *others = shown.values()
+        rows.append([Cell(name), Cell(""), accuracy, *[number(math.nan)] * len(costs), *others])
     used = {name.partition("/")[0] for name, _ in columns}
     told = [f"{k}: accuracy {meaning}." for k, meaning in READOUTS.items() if k in used]
     if "probe_gap" in used:
@@ -419,8 +430,8 @@ def _ties(part: Part) -> str:
         else ""
     )
     return (
-        f"≈: cannot be told from it (paired test over the test samples of {seeds}, Holm's correction, "
-        f"level {advice.LEVEL}).{left}"
+        f"†: not significantly different from it; ‡: too noisy to say (over the test samples of {seeds}, allowing for "
+        f"ten methods, 5 %: the verdicts of all tables).{left}"
     )
 
 
@@ -432,19 +443,19 @@ def _against(part: Part) -> str:
     rows = []
     for remedy in part.remedies:
         gain = remedy.gain
-        chance = "beyond chance" if gain.p < advice.LEVEL else "within chance"
         interval = f"{number(gain.low).text} to {number(gain.high).text}"
         changes = [number(remedy.change.get(m, math.nan), best=m in remedy.recovered) for m in starved]
-        cells = [number(gain.difference, best=gain.p < advice.LEVEL), Cell(interval, gain.low), Cell(chance)]
+        cells = [number(gain.difference, best=gain.kind == DIFFERENT), Cell(interval, gain.low), Cell(gain.kind)]
         rows.append([Cell(escape(remedy.method)), *cells, *changes, number(remedy.passes, 1, 2)])
     reference = escape(part.reference)
     caption = (
-        f"Gains over {reference}. Points of test accuracy; intervals (95 %) over seeds and samples; Holm's correction."
+        f"Gains over {reference}. Points of test accuracy; intervals (95 %) over seeds and samples, allowing for ten "
+        "methods."
     )
     if starved:
         caption += (
             f" Modalities: change of what {part.readout} reads for a modality that starves in {reference}, over "
-            f"{reference}; bold: beyond chance and at least {advice.MARGIN * 100:g} point."
+            f"{reference}; bold: significant and at least {advice.MARGIN * 100:g} point."
         )
     heads = [
         "method",
@@ -537,7 +548,7 @@ def _card(facts: MethodFacts, parts: Sequence[Part], drawn: Sequence[Part]) -> s
         "Family": escape(facts.family) or "not known here",
         "Reference": elements.linked(facts.reference) or "not known here",
         "Most accurate": _some([*won]),
-        "Not told from the best": _some([title for title in level if title not in won]),
+        "Not significantly different": _some([title for title in level if title not in won]),
     }
     rows = []
     for part, label in [(part, label) for part, label in mine if part in drawn]:
@@ -633,6 +644,10 @@ def _caveats(part: Part, left_out: Sequence[str]) -> list[str]:
             f"Methods cost up to {max(r.passes for r in part.remedies):.1f} times the passes of {part.reference}; "
             f"whether {part.reference} trained as long would do as well is another run."
         )
+    found = judge({label: part.group.hits(label, "fused") for label in part.group.rows}, part.group.samples)
+    told += [
+        note for note in (found and clustered(spec["dataset"], found), found and crowded(len(found.means))) if note
+    ]
     told.append(part.comparison.notes[-1])
     return [*told, *left_out]
 
@@ -666,7 +681,8 @@ def _general(
         )
     told += [
         "Seconds are those of the machine as it was: beside other work they say little. Encoder passes are exact.",
-        "Tests treat seeds and test samples as drawn at random; they do not cover other splits, encoders or options.",
+        "Verdicts treat seeds and test samples, or groups of these, as drawn at random; they do not cover other "
+        "splits, encoders or options.",
         "Options are those of the protocol or of the method's source, not tuned for each dataset unless a row says so.",
     ]
     return told

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from balancebench_udi.metrics.statistics import CLOSE, NOISY
 from balancebench_udi.report import tex
 from balancebench_udi.text import escape_controls, guard_frame
 
@@ -24,23 +25,27 @@ WIDTH = 100
 
 @dataclass(frozen=True)
 class Style:
-    """How a rendering marks things; ``counted``: whether every cell says how many runs it has."""
+    """How a rendering marks things."""
 
     bold: str = "{}"
     close: str = " †"
+    noisy: str = " ‡"
     plus_minus: str = " ± "
     minus: str = "-"
     claim: str = "{value} [{source}]"
-    counted: bool = True
 
     def signed(self, number: str) -> str:
         """A number in print with this style's minus; a dash that stands for none stays one."""
         return number if number == "-" else number.replace("-", self.minus)
 
+    def mark(self, verdict: str | None) -> str:
+        """What follows a mean, by the verdict on its row and the best."""
+        return {CLOSE: self.close, NOISY: self.noisy}.get(verdict or "", "")
 
-TERMINAL = Style(bold="*{}", claim="[{value}]", counted=False)
+
+TERMINAL = Style(bold="*{}", claim="[{value}]")
 MARKDOWN = Style(bold="**{}**", claim="_{value}_ [{source}]")
-LATEX = Style(r"\textbf{{{}}}", r"$^\dagger$", r" $\pm$ ", "$-$", r"\textit{{{value}}} [{source}]", False)
+LATEX = Style(r"\textbf{{{}}}", r"$^\dagger$", r"$^\ddagger$", r" $\pm$ ", "$-$", r"\textit{{{value}}} [{source}]")
 
 
 def text(comparison: Comparison, rule: str) -> str:
@@ -50,8 +55,9 @@ def text(comparison: Comparison, rule: str) -> str:
     used = set()
     marked = comparison.contest is not None
     accuracies = _cells(comparison, _Column("", "accuracy", "accuracy", best=marked), TERMINAL)
-    if any(cell.endswith(TERMINAL.close) for cell in accuracies):
-        accuracies = [cell if cell.endswith(TERMINAL.close) else f"{cell}  " for cell in accuracies]
+    marks = (TERMINAL.close, TERMINAL.noisy)
+    if any(cell.endswith(marks) for cell in accuracies):
+        accuracies = [cell if cell.endswith(marks) else f"{cell}  " for cell in accuracies]
     for row, accuracy in zip(comparison.table.to_dict("records"), accuracies, strict=True):
         name = escape_controls(row["method"])[:12]
         cells = [name, f"{row['n']}/{row['wanted']}", accuracy, _number(row["macro_f1"], 100, 1)]
@@ -67,7 +73,9 @@ def text(comparison: Comparison, rule: str) -> str:
         right = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
         lines.append("  ".join([cells[0].ljust(widths[0]), *right]))
     kinds = {"alone": "a: own head", "share": "s: share of the fused logits", "masked": "m: the others masked"}
-    notes = "*: best accuracy; †: cannot be told from it; " if marked else ""
+    notes = "*: best accuracy; †: not significantly different; ‡: too noisy to say; " if marked else ""
+    floors = comparison.samples
+    notes += f"majority class {100 * floors.majority:.1f}, chance {100 * floors.chance:.1f}; "
     notes += "; ".join(meaning for kind, meaning in kinds.items() if kind in used)
     if comparison.reference:
         notes += f"; passes and seconds relative to {comparison.reference}"
@@ -130,15 +138,26 @@ def _cells(comparison: Comparison, column: _Column, style: Style) -> list[str]:
     means = [_number(v, column.scale, column.digits) for v in table[column.name]]
     rivals = table.loc[list(comparison.fullest), column.name].dropna()
     best = _number(rivals.max(), column.scale, column.digits) if column.best and len(rivals) > 1 else None
-    close = contest.close if contest and column.name == "accuracy" else ()
+    judged = contest if column.name == "accuracy" else None
     spreads = table.get(f"{column.name}_sd", [float("nan")] * len(means))
     cells = []
     for method, mean, sd in zip(table.index, means, spreads, strict=True):
         first = mean == best and method in rivals
         cell = style.bold.format(mean) if first else style.signed(mean)
         cell += "" if pd.isna(sd) else style.plus_minus + _number(sd, column.scale, column.digits)
-        cells.append(cell + style.close if method in close and not first else cell)
+        cells.append(cell + style.mark(judged.kind(method) if judged and not first else None))
     return cells
+
+
+def _floors(comparison: Comparison, columns: Sequence[_Column]) -> list[list[str]]:
+    """The lines of the majority class and of chance, in print: they have accuracies only."""
+    samples = comparison.samples
+    lines = []
+    for name, value in {"majority class": samples.majority, "chance": samples.chance}.items():
+        shown = _number(value, 100, 1)
+        kinds = ("accuracy", *READOUTS, "probe")
+        lines.append([name, "", *(shown if c.name.partition("/")[0] in kinds else "" for c in columns)])
+    return lines
 
 
 def _counts(comparison: Comparison) -> list[str]:
@@ -160,6 +179,7 @@ def markdown(comparison: Comparison) -> str:
     cells = [_cells(comparison, c, MARKDOWN) for c in columns]
     lines = [f"# {in_markdown(comparison.title)}", "", line(heads), "|" + ":--|" + "--:|" * (len(heads) - 1)]
     lines += [line(row) for row in zip(comparison.table["method"], _counts(comparison), *cells, strict=True)]
+    lines += [line(row) for row in _floors(comparison, columns)]
     if comparison.published:
         lines += ["", "## Published", "", "From the literature, each under its own protocol; in no mean above.", ""]
         lines += [line(["method", "accuracy", "protocol", "source"]), "|:--|--:|:--|:--|"]
@@ -185,18 +205,21 @@ def csv(comparison: Comparison) -> str:
         named = {"method": row["label"], "protocol": row["protocol"], "source": row["source"]}
         rows.append({**named, "dataset": rows[0]["dataset"], "published": True, "accuracy": share})
     frame = pd.DataFrame(rows, columns=[*comparison.table.columns, "source"])
-    for name in ("published", "indistinguishable"):
-        frame[name] = frame[name].map({True: "true", False: "false"})
+    frame["published"] = frame["published"].map({True: "true", False: "false"})
     counts = dict.fromkeys(("n", "wanted", "method_version"), "Int64")  # whole numbers that may be absent
     return guard_frame(frame.astype(counts)).to_csv(index=False, lineterminator="\n")
 
 
 def latex(comparison: Comparison) -> str:
     """Floats of the methods with their costs, then with their modalities one by one; needs booktabs and graphicx."""
-    names = tex.Column("", "method", tuple(map(tex.escaped, comparison.table["method"])))
-    counts = tex.Column("", "n", tuple(_counts(comparison)))
     ordered = sorted(_columns(comparison), key=lambda column: "/" in column.name)
-    columns = [tex.Column(c.group, c.head, tuple(_cells(comparison, c, LATEX))) for c in ordered]
+    methods, runs, *below = zip(*_floors(comparison, ordered), strict=True)
+    names = tex.Column("", "method", (*map(tex.escaped, comparison.table["method"]), *methods))
+    counts = tex.Column("", "n", (*_counts(comparison), *runs))
+    columns = [
+        tex.Column(c.group, c.head, (*_cells(comparison, c, LATEX), *floor))
+        for c, floor in zip(ordered, below, strict=True)
+    ]
     rows = comparison.published
     said = {
         "What it says": comparison.findings,

@@ -185,7 +185,13 @@ def markdown(findings: Sequence[Finding]) -> str:
     groups: dict[str, list[Finding]] = {}
     for finding in findings:
         groups.setdefault(finding.claim.group, []).append(finding)
-    lines = ["# Published numbers, and ours", "", *_explanation(findings), "", "## Overview", ""]
+    judged = [finding for finding in findings if finding.ours is not None and finding.claim.accuracy is not None]
+    lines = ["# Published numbers, and ours", "", *_summary(findings, judged), ""]
+    if judged:
+        lines += ["## Judged", "", _line(["numbers", "dataset", "method", "published", "ours", "gap", "verdict"])]
+        lines.append("|:--|:--|:--|--:|--:|--:|:--|")
+        lines += [_line([f"[{one.claim.group}](#{one.claim.group})", *_row(one)]) for one in judged]
+    lines += ["", "## How they are judged", "", *_explanation(), "", "## Overview", ""]
     heads = ["numbers", "source", "confidence", "all", *VERDICTS]
     lines += [_line(heads), "|:--|:--|:--|" + "--:|" * (1 + len(VERDICTS))]
     for name, mine in groups.items():
@@ -201,11 +207,26 @@ def _nonzero(findings: Sequence[Finding]) -> list[str]:
     return [str(n) if n else "-" for n in counts(findings).values()]
 
 
-def _explanation(findings: Sequence[Finding]) -> list[str]:
-    judged = sum(finding.ours is not None for finding in findings)
+def _summary(findings: Sequence[Finding], judged: Sequence[Finding]) -> list[str]:
+    """What was judged, first."""
+    found = Counter(finding.verdict for finding in judged)
+    told = " and ".join(f"{found[verdict]} {verdict}" for verdict in ("reproduced", "not reproduced"))
+    seeds = sorted({finding.ours.n for finding in judged if finding.ours is not None})
+    of = f", ours of {' or '.join(map(str, seeds))} seed{'s' * (seeds != [1])} each" if seeds else ""
+    rest = {verdict: n for verdict, n in counts(findings).items() if n and verdict not in found}
     return [
-        f"{_counted(len(findings), 'number')} of papers and repositories, all accuracies on the test split in percent. "
-        f"{judged} of them can be judged with the runs recorded here. A published number is evidence about its own "
+        f"Of {_counted(len(findings), 'number')} in papers and repositories {len(judged)} can be judged with the runs "
+        f"recorded here{f': {told}{of}' if judged else ''}. The others: "
+        f"{', '.join(f'{n} {verdict}' for verdict, n in rest.items()) or 'none'}.",
+        "",
+        "A published number is judged where a run here has the same method, data, options, fusion, optimiser and "
+        "schedule as far as they are known, by whether our mean lies within the tolerance; no paper is judged by it.",
+    ]
+
+
+def _explanation() -> list[str]:
+    return [
+        "All numbers are accuracies on the test split in percent. A published number is evidence about its own "
         "protocol only: the joint baseline on CREMA-D spans more than twenty points between papers.",
         "",
         *(f"- **{verdict}**: {meaning}" for verdict, meaning in VERDICTS.items()),

@@ -169,19 +169,57 @@ QUOTES: list[tuple[str, list[tuple[str, ...]]]] = [
     ("{} with both terms at 0.5", [(WEIGHTS, "both at 0.5", "CG-MNIST")]),
     ("have {}, those of UDI {}", [(ABLATION, r, "CG-MNIST") for r in ("without interaction", "UDI")]),
     ("itself has {}", [(WEIGHTS, "consistency at 1", "CG-MNIST")]),
-    ("({} without it", [(ABLATION, "without decoupling", "UTD-MHAD")]),
     (
-        "{} at a strength of 0.1, {} at 0.5",
+        "{} at a strength of 0.1 and, significantly more, {} at 0.5",
         [(OGM, "OGM (alpha 0.1)", "CG-MNIST"), (OGM, "OGM (alpha 0.5)", "CG-MNIST")],
     ),
-    ("gains at 0.1 ({} against {})", [(AGM, "AGM (alpha 0.1)", "CG-MNIST"), (AGM, "joint", "CG-MNIST")]),
-    ("falls to {} at its authors' 1.5", [(AGM, "AGM (alpha 1.5)", "CG-MNIST")]),
+    (
+        "AGM has {} at 0.1, where joint training has {}",
+        [(AGM, "AGM (alpha 0.1)", "CG-MNIST"), (AGM, "joint", "CG-MNIST")],
+    ),
+    ("significantly less, {}, at its authors' 1.5", [(AGM, "AGM (alpha 1.5)", "CG-MNIST")]),
+    ("reads {:±} points less", [("balance", "MMPareto", "AV digits", "probe_gap/audio")]),
+    (
+        "({} and {}, not significantly different)",
+        [(MMPARETO, r, "AV digits") for r in ("MMPareto", "plain sum always")],
+    ),
     ("MMPareto has {}", [(MMPARETO, "MMPareto", "CG-MNIST")]),
     ("has {}, and without enlarging {}", [(MMPARETO, r, "CG-MNIST") for r in ("plain sum always", "uniform")]),
-    ("{} and the ensemble {}", [("cgmnist-laptop", m, "cgmnist") for m in ("udi", "ensemble")]),
+    ("`udi` has {} on", [("cgmnist-laptop", "udi", "cgmnist")]),
+    ("and the ensemble {}", [("cgmnist-laptop", "ensemble", "cgmnist")]),
     ("{} and {} against joint's {}", [(MAIN, m, "AV digits") for m in ("OGM", "OGM-GE", "joint")]),
-    ("{} and {} against {}", [("avdigits-laptop", m, "avdigits") for m in ("ogm", "ogm_ge", "joint")]),
+    ("have {} and {} against joint's {}", [("avdigits-laptop", m, "avdigits") for m in ("ogm", "ogm_ge", "joint")]),
 ]
+
+
+def test_the_readme_quotes_the_seeds_in_which_audio_is_silenced() -> None:
+    section = " ".join((ROOT / "README.md").read_text().split())
+    for weights, phrase in (
+        ("pareto", "{}, {}, {}, {} and {} % (chance"),
+        ("uniform", "{}, {}, {}, {} and {} %, and a probe"),
+    ):
+        runs = [r for r in ARCHIVE.of("avdigits", "mmpareto") if r["spec"]["protocol"] == "small"]
+        options = {"gamma": 1.5, "rescale": "tensor", "weights": weights}
+        runs = [r for r in runs if r["spec"]["method_options"] == options]
+        alone = {r["spec"]["seed"]: r["result"]["readings"]["best_val"]["test"]["alone/audio"] for r in runs}
+        assert phrase.format(*(f"{100 * alone[seed]:.0f}" for seed in range(5))) in section
+
+
+def test_the_readme_quotes_the_rank_correlations_and_verdicts() -> None:
+    section = " ".join((ROOT / "README.md").read_text().split())
+    for dataset, protocol in (("synthetic", "features"), ("utd_mhad", "features"), ("mosi", "features")):
+        text = (RESULTS / "tables" / f"{dataset}-{protocol}" / "comparison.md").read_text()
+        (found,) = re.findall(r"a rank correlation of ([+-][\d.]+)", text)
+        assert f"{found} on `{dataset}`" in section
+    everything = [path.read_text() for path in RESULTS.glob("tables/*/table.md")]
+    for name in ("MOSI", "UTD-MHAD"):
+        said = [
+            line
+            for text in everything
+            for line in re.findall(rf"^- On {name}[^,]*, .* has the highest mean.*", text, re.M)
+        ]
+        assert said
+        assert not any("significantly above" in line for line in said)
 
 
 @pytest.mark.parametrize(("phrase", "cells"), QUOTES)

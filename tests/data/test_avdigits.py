@@ -184,3 +184,14 @@ def test_log_mel_against_a_plain_loop():
     found = log_mel(torch.from_numpy(samples).float().unsqueeze(0))
     assert found.shape == (1, 1, 32, 32)
     assert np.allclose(found[0, 0].numpy(), expected, atol=1e-3)
+
+
+def test_test_pairs_are_grouped_by_speaker(root):
+    made = AVDigits(AVDigitsOptions(eval_pairs_per_recording=3)).load(root)
+    found = made.groups.array()
+    assert (made.groups.unit, len(made.groups), len(found)) == ("speaker", 6, 900)
+    assert (np.bincount(found) == 150).all()
+    audio = made.test.inputs["audio"]
+    for first in range(0, 900, 3):  # the pairs of one recording have one speaker
+        assert torch.equal(audio[first], audio[first + 2])
+        assert len(set(found[first : first + 3])) == 1

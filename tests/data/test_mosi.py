@@ -160,3 +160,13 @@ def test_damaged(copy, file, change, message):
         return
     with pytest.raises(UserError, match=message):
         MOSI().load(copy.parent)
+
+
+def test_test_samples_are_grouped_by_video(root):
+    bundle = MOSI(MOSIOptions(val_from="test", val_share=0.3)).load(root)
+    names = videos(root, "test")
+    kept = names[~np.isin(names, bundle.facts["val_videos"])]
+    assert bundle.groups.unit == "video"
+    found = bundle.groups.array()
+    assert len(found) == len(bundle.test) == len(kept)
+    assert all(((found == g) == (kept == kept[found == g][0])).all() for g in range(len(bundle.groups)))

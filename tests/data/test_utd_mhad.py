@@ -12,7 +12,7 @@ from scipy.io import loadmat, savemat
 
 from balancebench_udi.data.base import stratified_holdout
 from balancebench_udi.data.mat import read_mat
-from balancebench_udi.data.utd_mhad import UTDMHAD, UTDMHADOptions, resample
+from balancebench_udi.data.utd_mhad import SEQUENCES, TEST_SUBJECTS, UTDMHAD, UTDMHADOptions, resample
 from balancebench_udi.errors import UserError
 from tests.helpers import train
 
@@ -302,3 +302,9 @@ def test_cut_short_anywhere_is_one_sentence(unpacked):
     for size in range(0, len(data), len(data) // 50):
         with pytest.raises(UserError, match=r"^some\.mat must "):
             read_mat(data[:size], "some.mat", ["d_iner"])
+
+
+def test_test_sequences_are_grouped_by_subject(bundle):
+    order = [subject for _, subject, _ in SEQUENCES if subject in TEST_SUBJECTS]
+    assert bundle.groups.unit == "subject"
+    assert [TEST_SUBJECTS[g] for g in bundle.groups.members] == order

@@ -15,8 +15,10 @@ from scipy import stats
 from sklearn.metrics import confusion_matrix, recall_score
 
 from balancebench_udi.errors import UserError
-from balancebench_udi.metrics import statistics
+from balancebench_udi.metrics import ranks, statistics
 from balancebench_udi.metrics.predictions import pack
+from balancebench_udi.metrics.statistics import CLOSE, DIFFERENT, NOISY
+from balancebench_udi.report.comparison import compare
 from balancebench_udi.report.figures import style
 from balancebench_udi.report.figures.classes import confusion, counted, per_class_differences, shortened
 from balancebench_udi.report.figures.intervals import accuracy_intervals
@@ -374,7 +376,7 @@ def test_confusion_of_many_classes_stays_readable(classes, values, ticks):
     assert len(axes.texts) == values
     step = math.ceil(classes / 30)
     for labelled in (axes.get_xticklabels(), axes.get_yticklabels()):
-        assert names(labelled) == shortened(labels)[::step]
+        assert names(labelled) == shortened(labels, 30)[::step]
         assert len(labelled) == ticks
     assert list(axes.get_xticks()) == list(axes.get_yticks()) == list(range(0, classes, step))
     assert axes.get_xlim() == (-0.5, classes - 0.5)
@@ -449,7 +451,7 @@ def test_intervals_means_and_seeds_best_first():
     marks = [line for line in axes.lines if len(line.get_xdata())]
     for row, method in enumerate(order):
         hits = np.array([np.equal(r["fused"], LONG) for r in records if r["spec"]["method"] == method])
-        low, high = statistics.bootstrap_interval(hits)
+        low, high = statistics.interval(hits)
         assert lines[row] == pytest.approx(np.array([[100 * low, row], [100 * high, row]]))
         (dot,) = [m for m in marks if m.get_marker() == "o" and np.all(m.get_ydata() == row)]
         assert list(dot.get_xdata()) == [pytest.approx(means[row])]
@@ -458,48 +460,55 @@ def test_intervals_means_and_seeds_best_first():
         told = f"{means[row]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
         assert names(axes.texts)[row] == told
         assert f"{method} {told}" in drawing.alt
-    assert "mean over 3 seeds, with 95 % bootstrap intervals over seeds and test samples" in drawing.caption
+    assert "mean over 3 seeds, with 95 % intervals over seeds and test samples" in drawing.caption
     assert_readable(drawing)
 
 
-def open_circles(drawing):
+def marks(drawing):
+    """Method -> how the mark of its mean is filled: ``full``, ``left`` or ``none``."""
     (axes,) = drawing.figure.axes
     dots = [m for m in axes.lines if m.get_marker() == "o" and len(m.get_xdata())]
-    return {names(axes.get_yticklabels())[m.get_ydata()[0]] for m in dots if m.get_markerfacecolor() == "white"}
+    fills = ["none" if m.get_markerfacecolor() == "white" else m.get_fillstyle() for m in dots]
+    return {names(axes.get_yticklabels())[m.get_ydata()[0]]: fill for m, fill in zip(dots, fills, strict=True)}
 
 
-def test_methods_told_from_the_best_are_open_circles():
-    drawing = accuracy_intervals(three(), "best_val")
-    assert open_circles(drawing) == {"low"}
-    best = names(drawing.figure.axes[0].get_yticklabels())[0]
-    sentence = (
-        f"Distinguishable from the best, {best}: low (paired tests over 3 seeds that all have, Holm's correction, "
-        "level 0.05)."
-    )
-    assert drawing.alt.endswith(sentence)
-    assert drawing.caption.endswith(sentence)
-    legend = drawing.figure.legends[0]
-    assert "mean, distinguishable from the best (p < 0.05)" in names(legend.get_texts())
-    assert open_circles(accuracy_intervals(three()[3:], "best_val")) == set()
-    assert "Distinguishable from the best, " + best + ": none (" in accuracy_intervals(three()[3:], "best_val").alt
-
-
-def test_tests_are_paired_over_seeds_that_all_have(monkeypatch):
-    records = [*noisy("low", (4, 1, 2), 0.6, 2, LONG), *noisy("high", (1, 2, 3, 4), 0.9, 2, LONG)]
-    records += noisy("near", (0, 2, 1), 0.89, 2, LONG)
-    asked, real = [], statistics.against_best
-    monkeypatch.setattr(statistics, "against_best", lambda hits, level: asked.append(hits) or real(hits, level))
+def test_marks_are_filled_by_the_verdicts():
+    rows = {"best": (396, 396, 396), "same": (395, 396, 396), "low": (120, 120, 120), "wild": (390, 80, 300)}
+    records = []
+    for method, counts in rows.items():
+        for seed, right in enumerate(counts):
+            fused = [t if i < right else 1 - t for i, t in enumerate(LONG)]
+            records.append(make(method, seed, fused=fused, target=LONG))
     drawing = accuracy_intervals(records, "best_val")
-    hits = {
-        m: np.array([np.equal(r["fused"], LONG) for s in (1, 2) for r in records if r["key"] == f"{m}-{s}"])
-        for m in ("low", "high", "near")
-    }
-    assert asked[0].keys() == hits.keys()
-    assert all(np.array_equal(asked[0][m], hits[m]) for m in hits)
-    against = real(hits)
-    assert open_circles(drawing) == set(hits) - set(against.indistinguishable) == {"low"}
-    assert "paired tests over 2 seeds that all have" in drawing.alt
-    assert "mean over 3 to 4 seeds" in drawing.caption
+    assert marks(drawing) == {"best": "full", "same": "full", "low": "none", "wild": "left"}
+    for text in (drawing.alt, drawing.caption):
+        assert (
+            "Best: best; significantly below it: low; not significantly different: same; too noisy to say: wild" in text
+        )
+        assert "(over 3 seeds that all have). The majority class has 50.0 %, chance is 50.0 %." in text
+    assert "mean, too noisy to say" in names(drawing.figure.legends[0].get_texts())
+
+
+def test_figure_and_table_give_one_verdict_and_one_interval():
+    records = three()
+    for r in records:
+        r["data"]["groups"] = {"unit": "video", "members": [i // 20 for i in range(len(LONG))]}
+    drawing, comparison = accuracy_intervals(records, "best_val"), compare(records, "best_val")
+    fills = {"best": "full", CLOSE: "full", NOISY: "left", DIFFERENT: "none"}
+    assert marks(drawing) == {row["method"]: fills[row["verdict"]] for row in comparison.table.to_dict("records")}
+    hits = np.array([np.equal(r["fused"], LONG) for r in records if r["spec"]["method"] == "near"])
+    low, high = statistics.interval(hits, np.arange(len(LONG)) // 20)
+    assert f"near {100 * hits.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]" in drawing.alt
+    assert "intervals over seeds and videos of test samples" in drawing.caption
+
+
+def test_methods_with_fewer_seeds_get_no_verdict():
+    records = [*noisy("low", (1, 2, 3), 0.3, 2, LONG), *noisy("high", (1, 2, 3), 0.95, 2, LONG)]
+    records += noisy("near", (1, 2), 0.94, 2, LONG)
+    drawing = accuracy_intervals(records, "best_val")
+    assert marks(drawing) == {"high": "full", "near": "full", "low": "none"}
+    assert "not compared: near" in drawing.caption
+    assert "mean over 2 to 3 seeds" in drawing.caption
 
 
 def test_pairs_of_seeds_are_matched_whatever_the_order_of_the_records():
@@ -511,11 +520,11 @@ def test_pairs_of_seeds_are_matched_whatever_the_order_of_the_records():
 def test_without_a_common_seed_or_a_second_method_nothing_is_tested():
     apart = noisy("low", (0, 1), 0.6, 2, LONG) + noisy("high", (2, 3), 0.9, 2, LONG)
     drawing = accuracy_intervals(apart, "best_val")
-    assert open_circles(drawing) == set()
-    assert "The methods have no seed in common: no test." in drawing.caption
+    assert set(marks(drawing).values()) == {"full"}
+    assert "No verdicts: fewer than two methods with the most seeds." in drawing.caption
     alone = accuracy_intervals(apart[:1], "best_val")
-    assert "One method: no test." in alone.caption
-    assert "mean over 1 seed, with 95 % bootstrap intervals over test samples." in alone.caption
+    assert "No verdicts" in alone.caption
+    assert "mean over 1 seed, with 95 % intervals over test samples." in alone.caption
     assert_readable(alone)
 
 
@@ -587,7 +596,7 @@ def test_two_methods_and_one_dataset():
     drawing = critical_difference_diagram(table()[["d", "a"]][:1])
     (axes,) = drawing.figure.axes
     assert names(axes.texts)[1:] == ["a 1.00", "2.00 d"]
-    difference = statistics.critical_difference(2, 1)
+    difference = ranks.critical_difference(2, 1)
     assert axes.get_xlim() == (1, 1 + difference)  # longer than the ranks: the axis makes room
     assert "Friedman's test needs three methods and two datasets." in drawing.caption
 

@@ -14,6 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_limits
 
 from balancebench_udi.errors import UserError
+from balancebench_udi.metrics.predictions import pack
 from balancebench_udi.report.budget import at_budget, budget_curve
 from balancebench_udi.report.figures import curves, embedding, style
 from balancebench_udi.report.figures.budget import _apart, accuracy_against_budget
@@ -22,6 +23,7 @@ from tests.helpers import written_spec
 
 nan = float("nan")
 SPEC = written_spec(optimizer={"name": "sgd"}, epochs=2)
+TARGET = pack(torch.tensor([0, 1]))
 
 
 def make(method, seed, phases, final=0.75, cost=(100, 100), modalities=("audio", "visual")):
@@ -46,6 +48,7 @@ def make(method, seed, phases, final=0.75, cost=(100, 100), modalities=("audio",
             "readings": {"best_val": reading, "last": {"test": test, "val": {"accuracy": final - 0.125}}},
             "curves": curves,
             "modalities": list(modalities),
+            "test_target": TARGET,
             "passes": {
                 way: {m: n * len(phases) for m, n in counts.items()}
                 for way, counts in zip(("forward", "backward"), passed, strict=True)
@@ -248,7 +251,7 @@ def test_panels_share_the_scale_of_accuracy_and_come_in_the_order_of_the_records
     assert shown[0].get_xlim()[1] > 6 > shown[1].get_xlim()[1]  # epochs are as many as each method has
     assert "mean over 2 to 3 seeds" in drawing.caption
     assert "toy, protocol quick v1" in drawing.caption
-    assert drawing.figure.get_suptitle() == "toy, protocol quick v1"
+    assert drawing.figure.get_suptitle().splitlines()[1:] == ["toy, protocol quick v1"]
     assert drawing.alt == (
         "Validation accuracy in percent over epochs. At the end of training: "
         "staged: fused 62.5, audio 56.2, visual 56.2; joint: fused 62.5, audio 62.5, visual 25.0."

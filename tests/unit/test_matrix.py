@@ -15,7 +15,8 @@ import torch
 
 from balancebench_udi.errors import UserError
 from balancebench_udi.metrics.predictions import pack
-from balancebench_udi.metrics.statistics import against_best, bootstrap_interval, critical_difference, friedman
+from balancebench_udi.metrics.ranks import critical_difference, friedman
+from balancebench_udi.metrics.statistics import DIFFERENT, NOISY, against_best, interval
 from balancebench_udi.report import matrix_rendering as rendering
 from balancebench_udi.report import tidy
 from balancebench_udi.report.matrix import FORMATS, Cell, build, write
@@ -119,8 +120,8 @@ def test_a_cell_is_the_mean_over_its_seeds():
     number = made.numbers["joint", "toy", "accuracy"]
     assert (number.mean, number.sd, number.n, number.wanted) == (0.625, 0.125, 3, 5)
     right = np.stack([first(count) for count in (32, 40, 48)])
-    assert (number.low, number.high) == bootstrap_interval(right)
-    assert grid(made)["joint"]["toy"] == "62.5 ± 12.5 (3 of 5)"
+    assert (number.low, number.high) == interval(right)
+    assert grid(made)["joint"]["toy"] == "62.5 ± 12.5 3/5"
 
 
 def test_one_run_has_no_deviation_and_no_rival_is_not_best():
@@ -128,7 +129,7 @@ def test_one_run_has_no_deviation_and_no_rival_is_not_best():
     number = made.numbers["joint", "toy", "accuracy"]
     assert math.isnan(number.sd)
     assert not number.best
-    assert grid(made)["joint"]["toy"] == "50.0 (1 of 1)"
+    assert grid(made)["joint"]["toy"] == "50.0"
     assert made.findings == ()
 
 
@@ -171,16 +172,17 @@ def test_the_test_is_that_of_the_statistics_over_seeds_in_order():
     made = table(cells)
     expected = against_best(right)
     assert expected.best == "a"
-    assert set(expected.indistinguishable) == {"a", "b"}
-    for row in right:
+    for row, verdict in expected.verdicts.items():
         number = made.numbers[row, "toy", "accuracy"]
-        assert number.p_adjusted == expected.p.get(row, pytest.approx(math.nan, nan_ok=True))
-        assert number.indistinguishable == (row in expected.indistinguishable)
-        assert number.best == (row == "a")
+        assert (number.p_adjusted, number.verdict, number.best) == (verdict.p, verdict.kind, False)
+    assert {row: verdict.kind for row, verdict in expected.verdicts.items()} == {"b": NOISY, "c": DIFFERENT}
+    best = made.numbers["a", "toy", "accuracy"]
+    assert (best.verdict, best.best) == ("best", True)
+    assert math.isnan(best.p_adjusted)
     shown = {row: cells["toy"] for row, cells in grid(made).items()}
-    assert re.fullmatch(r"\*\*[\d.]+\*\* ± [\d.]+ \(4 of 4\)", shown["a"])
-    assert re.fullmatch(r"[\d.]+ ± [\d.]+ † \(4 of 4\)", shown["b"])
-    assert re.fullmatch(r"[\d.]+ ± [\d.]+ \(4 of 4\)", shown["c"])
+    assert re.fullmatch(r"\*\*[\d.]+\*\* ± [\d.]+", shown["a"])
+    assert re.fullmatch(r"[\d.]+ ± [\d.]+ ‡", shown["b"])
+    assert re.fullmatch(r"[\d.]+ ± [\d.]+", shown["c"])
 
 
 def test_rows_with_fewer_seeds_are_neither_compared_nor_best():
@@ -194,9 +196,9 @@ def test_rows_with_fewer_seeds_are_neither_compared_nor_best():
     numbers = {row: made.numbers[row, "toy", "accuracy"] for row in ("a", "b", "high")}
     assert [numbers[row].best for row in numbers] == [True, False, False]
     assert math.isnan(numbers["high"].p_adjusted)
-    assert not numbers["high"].indistinguishable
+    assert numbers["high"].verdict is None
     said = sentence(made, "On toy")
-    assert said.startswith("On toy, a has the highest mean (50.0 %); its lead over b (25.0 points)")
+    assert said.startswith("On toy, a has the highest mean (50.0 %)")
     assert said.endswith("Not compared, with fewer or other seeds: high.")
 
 
@@ -210,46 +212,117 @@ def test_rows_with_other_seeds_are_not_compared():
 def test_means_that_print_alike_are_best_together():
     same = {row: Cell((record(row, 0, first(32)),), 1) for row in ("a", "b")}
     made = table({(row, "toy"): given for row, given in same.items()})
-    assert [cells["toy"] for cells in grid(made).values()] == ["**50.0** (1 of 1)"] * 2
+    assert [cells["toy"] for cells in grid(made).values()][:2] == ["**50.0**"] * 2
+
+
+def told(counts, **more):
+    """What a column says of rows that are right on these many samples of 64, in every seed or seed by seed."""
+    cells = {(row, "toy"): cell(row, n if isinstance(n, tuple) else [n] * 3) for row, n in counts.items()}
+    return sentence(table({**cells, **more.pop("cells", {})}, **more), more.pop("start", "On toy, a"))
 
 
 def test_what_a_column_says_when_one_is_clearly_best():
-    made = table({(row, "toy"): cell(row, [count] * 3) for row, count in (("a", 64), ("b", 32), ("c", 16))})
-    assert sentence(made, "On toy") == (
-        "On toy, a has the highest mean (100.0 %); its lead over b (50.0 points), the next, is larger than chance "
-        "explains at these 3 seeds."
+    assert told({"a": 64, "b": 20, "c": 16}) == (
+        "On toy, a has the highest mean (100.0 %), significantly above all others (at least 68.8 points)."
     )
 
 
 def test_what_a_column_says_when_none_is():
-    made = table({(row, "toy"): cell(row, [count] * 3) for row, count in (("a", 33), ("b", 32))})
-    assert sentence(made, "On toy") == (
-        "On toy, a has the highest mean (51.6 %); b cannot be told from it at these 3 seeds: chance alone may explain "
-        "a lead such as that over b (1.6 points)."
+    assert told({"a": 33, "b": 33}) == "On toy, a has the highest mean (51.6 %); not significantly different: b."
+    assert told({"a": 33, "b": 32, "c": 32}) == (
+        "On toy, a has the highest mean (51.6 %); too noisy to say: all others."
     )
 
 
 def test_what_a_column_says_when_some_are():
-    counts = {"a": 62, "b": 61, "c": 20, "d": 10}
-    made = table({(row, "toy"): cell(row, [count] * 3) for row, count in counts.items()})
-    assert sentence(made, "On toy") == (
-        "On toy, a has the highest mean (96.9 %); b cannot be told from it at these 3 seeds; its lead over the 2 other "
-        "rows (at least 65.6 points) is larger than chance explains."
+    counts = {"a": 62, "b": 62, "c": (64, 10, 60), "d": 10}
+    assert told(counts) == (
+        "On toy, a has the highest mean (96.9 %), significantly above d (81.2 points); not significantly different: b; "
+        "too noisy to say: c."
     )
 
 
-def test_a_single_row_behind_is_named_and_rows_without_runs_are_counted():
-    cells = {(row, "toy"): cell(row, [count] * 3) for row, count in {"a": 62, "b": 61, "c": 20}.items()}
-    cells |= {("d", "toy"): Cell(wanted=3), ("e", "toy"): Cell(absent="not here")}
-    assert sentence(table(cells), "On toy") == (
-        "On toy, a has the highest mean (96.9 %); b cannot be told from it at these 3 seeds; its lead over c (65.6 "
-        "points) is larger than chance explains. Without runs so far: d."
+def test_many_rows_are_counted_and_rows_without_runs_named():
+    cells = {("x", "toy"): Cell(wanted=3), ("y", "toy"): Cell(absent="not here")}
+    assert told({"a": 62, **dict.fromkeys("bcdef", 62), "g": 9}, cells=cells) == (
+        "On toy, a has the highest mean (96.9 %), significantly above g (82.8 points); not significantly different: 5 "
+        "rows. Without runs so far: x."
     )
 
 
 def test_one_seed_is_called_one_run():
     made = table({(row, "toy"): cell(row, [count], wanted=1) for row, count in (("a", 64), ("b", 8))})
-    assert sentence(made, "On toy").endswith("in this one run of each; training again may change it.")
+    assert sentence(made, "On toy").endswith("; this is of one run of each, training again may change it.")
+
+
+def test_rows_are_held_against_a_reference_by_the_same_verdicts():
+    counts = {"a": 63, "ref": 34, "same": 34, "low": 4, "wild": (60, 4, 30, 9, 50)}
+    cells = {(row, "toy"): cell(row, n if isinstance(n, tuple) else [n] * 5, 5) for row, n in counts.items()}
+    assert not any("held against" in text for text in table(cells).findings)
+    said = sentence(table(cells, reference="ref"), "On toy, held")
+    assert said == (
+        "On toy, held against ref (53.1 %): significantly above it: a; significantly below it: low; not significantly "
+        "different: same; too noisy to say: wild."
+    )
+    assert not any("held against" in text for text in table(cells, reference="a").findings)  # the best
+    assert not any("held against" in text for text in table(cells, reference="absent").findings)
+
+
+def test_a_pair_has_the_same_verdict_whatever_rows_stand_beside_it():
+    """Many more rows, and fewer: neither the mark nor p changes."""
+    rng = np.random.default_rng(2)
+    counts = {"a": (60, 61, 62), "b": (50, 54, 52), **{f"r{i}": tuple(rng.integers(5, 45, 3)) for i in range(14)}}
+    cells = {(row, "toy"): cell(row, n) for row, n in counts.items()}
+    small = {place: cells[place] for place in [("a", "toy"), ("b", "toy")]}
+    one, other = (table(given).numbers["b", "toy", "accuracy"] for given in (cells, small))
+    assert (one.verdict, one.p_adjusted) == (other.verdict, other.p_adjusted)
+    assert any("With 16 rows compared" in note for note in table(cells).notes)
+    assert not any("rows compared" in note for note in table(small).notes)
+
+
+def test_majority_class_and_chance_stand_below_the_accuracies_alone():
+    made = table({("a", "toy"): cell("a"), ("b", "toy"): cell("b")}, values=["accuracy", "imbalance"])
+    samples = made.samples["toy"]
+    assert samples.chance == 0.5
+    for rendered in (rendering.markdown, rendering.html, rendering.latex, rendering.text):
+        text = rendered(made)
+        assert "majority class" in text
+        assert "chance" in text
+    lines = grid(made)
+    assert lines["majority class"] == {"toy accuracy": f"{100 * samples.majority:.1f}", "toy imbalance": ""}
+    assert lines["chance"]["toy accuracy"] == "50.0"
+    frame = made.frame()
+    assert set(frame["chance"]) == {0.5}
+    without = table({("a", "toy"): cell("a")}, values=["imbalance"])
+    assert "majority class" not in rendering.markdown(without).split("How to read")[0]
+
+
+def test_samples_of_a_group_count_together_and_that_is_said():
+    groups = {"unit": "subject", "members": [i // 16 for i in range(SAMPLES)]}
+    alike = {(row, "toy"): cell(row, [n] * 3) for row, n in (("a", 64), ("b", 10))}
+    apart = {
+        place: Cell(tuple({**r, "data": {**r["data"], "groups": groups}} for r in given.records), 3)
+        for place, given in alike.items()
+    }
+    before, after = (table(cells).numbers["b", "toy", "accuracy"] for cells in (alike, apart))
+    assert before.verdict == DIFFERENT
+    assert after.verdict != DIFFERENT  # of 4 subjects
+    assert after.high - after.low > before.high - before.low
+    said = sentence(table(apart), "On toy, the 64 test samples are of 4 subjects and count by subject: the variance")
+    assert said.endswith("times that of independent samples (design effect).")
+    assert not any("design effect" in note for note in table(alike).notes)
+
+
+def test_accuracy_and_imbalance_are_correlated_over_the_rows_in_words():
+    scores = {"a": (60, 0.4), "b": (50, 0.3), "c": (40, 0.2), "d": (30, 0.1), "e": (20, 0.35)}
+    cells = {
+        (row, "toy"): Cell(tuple(record(row, s, first(n), {"imbalance": i}) for s in range(3)), 3)
+        for row, (n, i) in scores.items()
+    }
+    said = sentence(table(cells, values=["accuracy", "imbalance"]), "On toy, accuracy and imbalance")
+    assert "a rank correlation of +0.40 over 5 rows" in said
+    assert said.endswith("the most balanced, d, has place 4 by accuracy.")
+    assert not any("rank correlation" in text for text in table(cells).findings)
 
 
 def test_columns_are_compared_apart():
@@ -289,7 +362,7 @@ def test_patterns_are_replaced_in_the_order_of_fusion():
     made = table({("joint", "toy"): cell("joint")}, values=["passes", "alone/*", "accuracy", "probe/*"])
     assert made.columns == {"toy": ("passes", "alone/visual", "alone/audio", "accuracy")}
     assert grid(made)["joint"] == {
-        "toy passes (M)": "4.50 (3 of 3)",
+        "toy passes (M)": "4.50",
         "toy alone visual": "75.0 ± 0.0",
         "toy alone audio": "25.0 ± 0.0",
         "toy accuracy": "62.5 ± 12.5",
@@ -386,7 +459,7 @@ def ranked(wanted=(1, 1, 1, 2), dataset=lambda column: column):
 def test_ranks_are_means_over_the_complete_columns():
     made = ranked()
     assert made.ranks == {"a": pytest.approx(4 / 3), "b": pytest.approx(5 / 3), "c": pytest.approx(9 / 3)}
-    assert [cells["rank"] for cells in grid(made).values()] == ["1.3", "1.7", "3.0"]
+    assert [cells["rank"] for cells in grid(made).values()] == ["1.3", "1.7", "3.0", "", ""]
     scores = pd.DataFrame({row: [n / SAMPLES for n in counts[:3]] for row, counts in COUNTS.items()})
     p = friedman(scores)[1]
     assert p > 0.05
@@ -458,7 +531,7 @@ def test_published_numbers_stand_beside_and_in_no_mean():
         made.sources[0] == "Peng et al. <2022> | Table_1. Protocol: 100 % of it. Epoch: best_test. Known from: paper."
     )
     shown = grid(made)
-    assert shown["joint"]["toy accuracy"] == "62.5 ± 12.5 (3 of 3) _61.9_ [1] _55.0_ [2]"
+    assert shown["joint"]["toy accuracy"] == "62.5 ± 12.5 _61.9_ [1] _55.0_ [2]"
     assert shown["joint"]["toy alone audio"] == "25.0 ± 0.0 _70.5_ [1]"
     assert shown["far"]["toy accuracy"] == "_50.0_ [1]"
 
@@ -490,10 +563,10 @@ def test_html_is_a_table_with_named_cells():
     assert body.find("caption").text == "A table"
     assert all(head.get("scope") in ("col", "row", "colgroup") for head in body.iter("th"))
     width = sum(map(len, made.columns.values()))
-    assert [len(row.findall("td")) for row in body.find("tbody")] == [width] * len(made.rows)
+    assert [len(row.findall("td")) for row in body.find("tbody")] == [width] * (len(made.rows) + 2)
     top, below = body.find("thead")
     assert sum(int(head.get("colspan", 1)) for head in top.findall("th")) == width == len(below)
-    assert "".join(root.find(".//tbody/tr/td").itertext()) == "62.5 ± 12.5 (3 of 3) 61.9 [1] 55.0 [2]"
+    assert "".join(root.find(".//tbody/tr/td").itertext()) == "62.5 ± 12.5 61.9 [1] 55.0 [2]"
 
 
 def test_latex_has_as_many_cells_in_every_row_and_no_bare_sign():
@@ -501,9 +574,9 @@ def test_latex_has_as_many_cells_in_every_row_and_no_bare_sign():
     made = rendering.latex(made)
     body = made[made.index(r"\toprule") : made.index(r"\bottomrule")]
     rows = [line for line in body.splitlines() if line.endswith(r"\\")]
-    assert len(rows) == 4
+    assert len(rows) == 6
     spans = [len(re.findall(r"(?<!\\)&", row)) for row in rows]
-    assert spans == [1, 3, 3, 3]
+    assert spans == [1, 3, 3, 3, 3, 3]
     assert r"\multicolumn{3}{c}{50 \%}" in rows[0]
     assert made.count("{") - made.count(r"\{") == made.count("}") - made.count(r"\}")
     assert "a\\_b" in made

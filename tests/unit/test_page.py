@@ -17,15 +17,16 @@ import torch
 
 from balancebench_udi.errors import UserError
 from balancebench_udi.metrics.predictions import pack
-from balancebench_udi.metrics.statistics import Paired, holm, paired
+from balancebench_udi.metrics.statistics import DIFFERENT, Verdict, verdict
 from balancebench_udi.report import advice, elements, page
+from balancebench_udi.report.contest import Samples
 from balancebench_udi.report.figures.style import Drawing, canvas, styled
 from balancebench_udi.report.groups import POINTS, collect, described
 from balancebench_udi.report.page import MethodFacts, Roles
 from balancebench_udi.spec import canonical
 from tests.helpers import written_spec
 
-N = 100
+N = 2000
 TARGET = torch.arange(N) % 4
 ROLES = Roles("base", alone=("apart", "sum"), single=("apart",))
 SPEC = written_spec(dataset_options={"noise": 0.5})
@@ -281,7 +282,7 @@ def test_the_answer_is_the_cheapest_cure(text):
     told = words(text)
     assert "Use cure: 20.0 points" in told
     assert "at 2.00 times its encoder passes" in told
-    assert "dear cannot be told from it in accuracy." in told
+    assert "Not significantly different from it in accuracy: dear." in told
     assert "The best single modality, trained alone (apart), is 10.0 points" in told
     assert "less accurate than cure." in told
     assert (
@@ -289,7 +290,7 @@ def test_the_answer_is_the_cheapest_cure(text):
         "gives" in told
     )
     assert "40.0 %, 30.0 points" in told
-    assert "Recovered beyond chance, audio: by dear (+30.0 points, 3.00 times the passes) and cure (+28.0" in told
+    assert "Recovered significantly, audio: by dear (+30.0 points, 3.00 times the passes) and cure (+28.0" in told
     assert "visual starves" not in told
 
 
@@ -323,8 +324,8 @@ def test_cells_hold_mean_spread_and_count(text):
     assert '<b>80.0<span class="sd"> ± 0.0</span></b>' in cure
     assert '<td class="num" data-v="2">2.00</td>' in cure
     dear = re.search(r'<tr><th scope="row">dear</th>.*?</tr>', section)[0]
-    assert "≈" in dear
-    assert "cannot be told from the best" in dear
+    assert "†" in dear
+    assert "not significantly different" in dear
     assert "≈" not in cure + row
     none = re.search(r'<tr><th scope="row">none</th>.*?</tr>', section)[0]
     assert '<td class="num"><span class="none">–</span></td>' in none  # no share
@@ -366,7 +367,7 @@ def test_the_probe_gap_of_every_method_stands_in_the_results():
         for name, row in re.findall(r'<th scope="row">(\w+)</th>(.*)', table)
     }
     gaps = {"base": ["40.0 ± 0.0", "−5.0 ± 0.0"], "apart": ["0.0 ± 0.0", "0.0 ± 0.0"]}
-    assert shown == {**gaps, "none": ["–", "–"], "late": ["–", "–"]}
+    assert shown == {**gaps, "none": ["–", "–"], "late": ["–", "–"], "chance": ["–", "–"]}
     assert "Probe gap: what a probe reads in the encoder trained alone (apart, same seed) minus" in table
     assert "robe gap" not in made(starved())
 
@@ -375,13 +376,16 @@ def test_the_card_of_a_method_says_where_it_wins(text):
     card = re.search(r'<article class="method"><h3>cure</h3>.*?</article>', text, re.S)[0]
     told = words(card)
     assert "Most accurate other, protocol quick v1 (precision bf16)" not in told  # a dataset of its own needs no more
-    assert "Most accurate toy, protocol quick v1; other, protocol quick v1 Not told from the best nowhere here" in told
+    assert (
+        "Most accurate toy, protocol quick v1; other, protocol quick v1 Not significantly different nowhere here"
+        in told
+    )
     assert card.count('class="spark"') == 2
     assert "by phase: 25.0 to 80.0 %" in card
     base = re.search(r'<article class="method"><h3>base</h3>.*?</article>', text, re.S)[0]
-    assert "Most accurate nowhere here Not told from the best nowhere here" in words(base)
+    assert "Most accurate nowhere here Not significantly different nowhere here" in words(base)
     dear = re.search(r'<article class="method"><h3>dear</h3>.*?</article>', text, re.S)[0]
-    assert "Most accurate nowhere here Not told from the best toy" in words(dear)
+    assert "Most accurate nowhere here Not significantly different toy" in words(dear)
 
 
 def test_options_that_are_not_at_their_default_are_told():
@@ -554,27 +558,30 @@ def hits(accuracy, seeds=3, samples=400, salt=0):
     return found
 
 
-def test_gaps_are_paired_tests_adjusted_over_modalities():
+SPLIT = Samples(0.0, 0.0)
+
+
+def test_gaps_are_the_verdicts_of_all_tables():
     alone, inside = {"a": hits(0.9), "b": hits(0.50)}, {"a": hits(0.6), "b": hits(0.502)}
-    found = advice.gaps(alone, inside)
+    found = advice.gaps(alone, inside, SPLIT)
     assert [gap.modality for gap in found] == ["a", "b"]
     assert [gap.starved for gap in found] == [True, False]
     assert (found[0].alone, found[0].inside) == (pytest.approx(0.9), pytest.approx(0.6))
-    raw = {m: paired(*(np.array(list(x[m].values())) for x in (alone, inside))) for m in "ab"}
-    expected = dict(zip("ab", holm([raw[m].p for m in "ab"]), strict=True))
-    assert {gap.modality: gap.found.p for gap in found} == expected
-    assert found[0].found.low == raw["a"].low
-    only = advice.gaps({"a": alone["a"]}, inside)
-    assert [gap.modality for gap in only] == ["a"]
-    assert advice.gaps(alone, {"a": {7: inside["a"][0]}}) == []  # no seed in common
+    expected = {m: verdict(*(np.array(list(x[m].values())) for x in (alone, inside))) for m in "ab"}
+    assert {gap.modality: gap.found for gap in found} == expected
+    only = advice.gaps({"a": alone["a"]}, inside, SPLIT)
+    assert only == found[:1]  # whatever stands beside it
+    assert advice.gaps(alone, {"a": {7: inside["a"][0]}}, SPLIT) == []  # no seed in common
 
 
 def test_a_gap_must_be_large_and_beyond_chance():
-    small = advice.gaps({"a": hits(0.905, samples=20_000)}, {"a": hits(0.9, samples=20_000)})[0]
-    assert small.found.p < 0.001
+    small = advice.gaps({"a": hits(0.905, samples=20_000)}, {"a": hits(0.9, samples=20_000)}, SPLIT)[0]
+    assert small.found.kind == DIFFERENT
     assert not small.starved  # half a point
-    assert advice.gaps({"a": hits(0.905, samples=20_000)}, {"a": hits(0.9, samples=20_000)}, margin=0.004)[0].starved
-    noisy = advice.gaps({"a": hits(0.55, 2, 40)}, {"a": hits(0.5, 2, 40, salt=1)})[0]
+    assert advice.gaps({"a": hits(0.905, samples=20_000)}, {"a": hits(0.9, samples=20_000)}, SPLIT, margin=0.004)[
+        0
+    ].starved
+    noisy = advice.gaps({"a": hits(0.55, 2, 40)}, {"a": hits(0.5, 2, 40, salt=1)}, SPLIT)[0]
     assert noisy.found.difference > advice.MARGIN
     assert not noisy.starved
 
@@ -582,7 +589,7 @@ def test_a_gap_must_be_large_and_beyond_chance():
 def test_remedies_compare_with_the_reference():
     fused = {"base": hits(0.6), "cure": hits(0.7), "harm": hits(0.5), "lone": {9: hits(0.9)[0]}}
     inside = {"base": {"a": hits(0.3)}, "cure": {"a": hits(0.5)}, "harm": {}}
-    found = advice.remedies(fused, inside, "base", ["a"], {"cure": 2.0})
+    found = advice.remedies(fused, inside, "base", ["a"], {"cure": 2.0}, SPLIT)
     assert [r.method for r in found] == ["cure", "harm"]
     cure, harm = found
     assert cure.gain.difference == pytest.approx(0.1)
@@ -592,14 +599,14 @@ def test_remedies_compare_with_the_reference():
     assert harm.gain.difference == pytest.approx(-0.1)
     assert (harm.change, harm.recovered) == ({}, ())
     assert np.isnan(harm.passes)
-    tiny = advice.remedies(fused, {"base": {"a": hits(0.3)}, "cure": {"a": hits(0.3)}}, "base", ["a"], {})
+    tiny = advice.remedies(fused, {"base": {"a": hits(0.3)}, "cure": {"a": hits(0.3)}}, "base", ["a"], {}, SPLIT)
     assert tiny[0].recovered == ()
 
 
 def chosen(accuracies, passes, single=(), reference="base"):
     fused = {name: value if isinstance(value, dict) else hits(value) for name, value in accuracies.items()}
-    found = advice.remedies(fused, {}, reference, [], passes) if reference else []
-    return advice.choose(fused, reference, found, single), found
+    found = advice.remedies(fused, {}, reference, [], passes, SPLIT) if reference else []
+    return advice.choose(fused, reference, found, SPLIT, single), found
 
 
 def test_the_cheapest_of_the_best_is_chosen():
@@ -622,9 +629,12 @@ def test_what_ties_with_the_most_accurate_is_not_said_to_tie_with_the_choice():
     choice, found = chosen({"base": 0.5, "x": 0.7025, "y": 0.7, "z": 0.7}, {"x": 3.0, "y": 2.0, "z": 4.0})
     told = advice.sentences("base", None, [], found, choice)
     assert told[0].startswith("Use y: ")
-    assert told[1] == "It cannot be told from x, the most accurate; neither can z."
+    assert told[1] == "It is not significantly different from x, the most accurate; neither is z."
     choice, found = chosen({"base": 0.5, "x": 0.7025, "y": 0.7}, {"x": 3.0, "y": 2.0})
-    assert advice.sentences("base", None, [], found, choice)[1] == "It cannot be told from x, the most accurate."
+    assert (
+        advice.sentences("base", None, [], found, choice)[1]
+        == "It is not significantly different from x, the most accurate."
+    )
 
 
 def test_a_variant_is_not_recommended():
@@ -650,7 +660,7 @@ def test_a_variant_is_no_remedy():
                 yield run("cure", seed, 0.7, scores, method_options={"alpha": alpha})
 
     def recovered(alphas):
-        return re.search(r"Recovered beyond chance, audio: .*?\.(?= |$)", words(made([*records(alphas)]))).group()
+        return re.search(r"Recovered significantly, audio: .*?\.(?= |$)", words(made([*records(alphas)]))).group()
 
     assert recovered([1, 9]) == recovered([1]) == recovered([1, *range(9, 40)])
     assert "cure" not in recovered([1, 9])
@@ -672,10 +682,10 @@ def test_probes_are_compared_with_probes():
 
 def test_a_method_with_fewer_seeds_weakens_no_other():
     fused = {"base": hits(0.5), "x": hits(0.7), "late": {0: hits(0.9)[0]}}
-    assert advice.leaders(fused) == advice.Leaders("x", ("x",), 3, ("late",))
-    assert advice.leaders({"a": hits(0.5, 2), "b": {1: hits(0.5)[1], 2: hits(0.5)[2]}}).seeds == 1
-    assert advice.leaders({"a": hits(0.5), "b": {}}) is None
-    assert advice.leaders({}) is None
+    assert advice.leaders(fused, SPLIT) == advice.Leaders("x", ("x",), 3, ("late",))
+    assert advice.leaders({"a": hits(0.5, 2), "b": {1: hits(0.5)[1], 2: hits(0.5)[2]}}, SPLIT) is None
+    assert advice.leaders({"a": hits(0.5), "b": {}}, SPLIT) is None
+    assert advice.leaders({}, SPLIT) is None
 
 
 def test_none_is_chosen_where_the_reference_ties():
@@ -683,19 +693,29 @@ def test_none_is_chosen_where_the_reference_ties():
     assert choice.leaders == advice.Leaders("x", ("base", "x"), 3)
     assert choice.method is None
     (told,) = advice.sentences("base", None, [], found, choice)[:1]
-    assert told == (
-        "None of them: no method is more accurate than base beyond chance. "
-        "x has the highest mean, but not beyond chance."
-    )
+    assert told == ("None of them: base is not significantly different from x, the most accurate.")
 
 
-def test_what_cannot_be_told_from_the_reference_is_not_recommended():
-    """Two families of tests are adjusted apart: a gain may pass in one, the reference still tie in the other."""
+def test_what_ties_with_the_reference_is_not_recommended():
+    """A method may beat the reference while the best, which is noisier, does not."""
     fused = {"base": hits(0.7), "x": hits(0.7025)}
-    gain = advice.Remedy("x", Paired(0.0025, 0.001, 0.004, 0.04, 9.0), {}, (), 1.0)
-    choice = advice.choose(fused, "base", [gain])
+    gain = Verdict(0.0025, 0.001, 0.004, 4.0, 4.0, 9.0, 1.0, 0.02)
+    assert gain.kind == DIFFERENT
+    choice = advice.choose(fused, "base", [advice.Remedy("x", gain, {}, (), 1.0)], SPLIT)
     assert choice.leaders.ties == ("base", "x")
     assert choice.method is None
+
+
+def test_what_is_too_noisy_is_neither_a_tie_nor_recommended():
+    wild = {seed: hits(p, samples=4000)[seed] for seed, p in enumerate((0.9, 0.3, 0.8))}
+    fused = {"base": hits(0.5, samples=4000), "x": hits(0.95, samples=4000), "wild": wild}
+    choice, found = chosen(fused, {"x": 3.0, "wild": 1.0})
+    assert choice.leaders == advice.Leaders("x", ("x",), 3, (), ("wild",))
+    assert choice.method == "x"
+    told = advice.sentences("base", None, [], found, choice)
+    assert "Too noisy to say whether they differ from x: wild." in told
+    choice, found = chosen({"base": hits(0.5), "wild": {s: hits(p)[s] for s, p in enumerate((0.9, 0.3, 0.8))}}, {})
+    assert advice.sentences("base", None, [], found, choice)[0].startswith("None of them can be recommended: wild has")
 
 
 def told_of(accuracies, passes):
@@ -719,35 +739,35 @@ def test_a_single_modality_that_is_better_makes_it_none_of_them():
 def test_a_single_modality_that_is_as_good_makes_it_none_of_them():
     choice, told = told_of({"base": 0.5, "apart": 0.8, "x": 0.8}, {"apart": 1.0, "x": 2.0})
     assert not choice.fusion_wins
-    assert told[0].endswith("(apart), cannot be told from x in accuracy.")
+    assert told[0].endswith("(apart), is not significantly different from x in accuracy.")
 
 
 def test_a_single_modality_that_is_worse_is_said_after_the_recommendation():
     choice, told = told_of({"base": 0.5, "apart": 0.6, "x": 0.8}, {"apart": 1.0, "x": 2.0})
     assert choice.fusion_wins
     assert told[0].startswith("Use x: 30.0 points")
-    assert told[1].startswith("The best single modality, trained alone (apart), is 20.0 points (95 % interval 1")
+    assert told[1].startswith("The best single modality, trained alone (apart), is 20.0 points (95 % interval 8")
     assert told[1].endswith("less accurate than x.")
 
 
 def test_a_single_modality_is_compared_with_the_best_where_nothing_is_chosen():
     choice, told = told_of({"base": 0.6, "apart": 0.8, "x": 0.6}, {"apart": 1.0, "x": 2.0})
     assert choice.method is None
-    assert told[0] == "None of them: no method is more accurate than base beyond chance."
+    assert told[0] == "None of them: base is the most accurate."
     assert told[1].endswith("more accurate than base.")
 
 
 def test_nothing_is_chosen_without_common_seeds_or_reference():
     assert chosen({"base": hits(0.5), "x": {9: hits(0.9)[0]}}, {})[0] is None
-    assert advice.choose({"base": hits(0.5)}, "base", []) is None
+    assert advice.choose({"base": hits(0.5)}, "base", [], SPLIT) is None
     choice, _ = chosen({"x": 0.5, "y": 0.8}, {}, reference=None)
     assert (choice.leaders.best, choice.method) == ("y", None)
 
 
 def test_one_seed_is_said():
     fused = {"base": hits(0.5, 1), "x": hits(0.8, 1)}
-    found = advice.remedies(fused, {}, "base", [], {"x": 1.0})
-    choice = advice.choose(fused, "base", found)
+    found = advice.remedies(fused, {}, "base", [], {"x": 1.0}, SPLIT)
+    choice = advice.choose(fused, "base", found, SPLIT)
     told = " ".join(advice.sentences("base", None, [], found, choice))
     assert "This rests on one seed" in told
     assert "No run of a single modality is here to compare with" in told
@@ -764,17 +784,17 @@ def test_doubts_stand_in_the_overview():
 
 
 def test_no_starving_and_no_recovery_are_said():
-    lost = advice.gaps({"a": hits(0.6)}, {"a": hits(0.6)})
+    lost = advice.gaps({"a": hits(0.6)}, {"a": hits(0.6)}, SPLIT)
     told = " ".join(advice.sentences("base", "probe", lost, [], None))
     assert "No modality starves in base: the largest loss is that of a, 60.0 % alone and 60.0 % inside" in told
-    lost = advice.gaps({"a": hits(0.9)}, {"a": hits(0.6)})
+    lost = advice.gaps({"a": hits(0.9)}, {"a": hits(0.6)}, SPLIT)
     told = " ".join(advice.sentences("base", "probe", lost, [], None))
     assert "In base, a starves: trained alone its own head reaches 90.0 %, inside base a linear probe of" in told
     alike = " ".join(advice.sentences("base", "probe", lost, [], None, measured="probe"))
     assert "trained alone a linear probe of its encoder reads 90.0 %, inside base 60.0 %" in alike
-    assert "Recovered beyond chance, a: by none." in told
-    chance = advice.Remedy("x", Paired(0.1, 0.05, 0.15, 0.001, 9.0), {"a": 0.1}, (), 1.0)
-    assert "Recovered beyond chance, a: by none." in advice.sentences("base", "probe", lost, [chance], None)
+    assert "Recovered significantly, a: by none." in told
+    chance = advice.Remedy("x", Verdict(0.1, -0.05, 0.25, 3.0, 4.0, 9.0, 1.0, 0.02), {"a": 0.1}, (), 1.0)
+    assert "Recovered significantly, a: by none." in advice.sentences("base", "probe", lost, [chance], None)
     assert "No probe" not in told
     assert "No probe was recorded" in " ".join(advice.sentences("base", "share", lost, [], None))
 

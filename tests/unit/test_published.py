@@ -381,9 +381,19 @@ def test_the_page():
     ]
     page = markdown(judged([*THREE, *other], *claims))
     lines = page.splitlines()
-    assert "3 numbers of papers" in page
-    assert "2 of them can be judged" in page
-    overview = [cells(line) for line in lines if line.startswith(("| [", "| all"))]
+    assert lines[2] == (
+        "Of 3 numbers in papers and repositories 2 can be judged with the runs recorded here: 1 reproduced and 1 not "
+        "reproduced, ours of 3 seeds each. The others: 1 other protocol."
+    )
+    first = [
+        cells(line) for line in lines[lines.index("## Judged") : lines.index("## How they are judged")] if "|" in line
+    ]
+    assert [(row[0], row[-1]) for row in first[2:]] == [
+        ("[first](#first)", "reproduced"),
+        ("[first](#first)", "not reproduced"),
+    ]
+    below = lines[lines.index("## Overview") :]
+    overview = [cells(line) for line in below if line.startswith(("| [", "| all"))]
     assert overview == [
         ["[first](#first)", "S", "paper", "2", "1", "1", *["-"] * 5],
         ["[second](#second)", "S", "paper", "1", "-", "-", "1", *["-"] * 4],

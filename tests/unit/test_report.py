@@ -19,7 +19,7 @@ from PIL import Image
 
 from balancebench_udi.errors import UserError
 from balancebench_udi.metrics.predictions import pack
-from balancebench_udi.metrics.statistics import against_best
+from balancebench_udi.metrics.statistics import CLOSE, DIFFERENT, NOISY, against_best
 from balancebench_udi.report import rendering
 from balancebench_udi.report.comparison import compare, write
 from balancebench_udi.report.figures import imbalance, style
@@ -62,7 +62,7 @@ def make(method, seed, accuracy, scores=None, *, spec=None, **changes):
                 "last": {"test": {**test, "accuracy": accuracy - 0.125}},
                 **changes.get("readings", {}),
             },
-            **({} if right is None else {"test_target": pack(torch.ones(len(right)))}),
+            "test_target": pack(torch.ones(8 if right is None else len(right)).long()),
             "modalities": ["audio", "visual"],
             "passes": changes.get(
                 "passes", {"forward": {"audio": 100, "visual": 100}, "backward": {"audio": 100, "visual": 100}}
@@ -135,7 +135,8 @@ def test_golden_text():
         "method    n     accuracy  macro-F1   audio  visual  imbalance  passes  seconds",
         "joint   3/3  62.5 ± 12.5      31.2  75.0 s  50.0 s       37.5    1.00     1.00",
         "ogm_ge  2/3   75.0 ± 0.0      37.5  75.0 a  62.5 a       37.5    1.50     1.50",
-        "a: own head; s: share of the fused logits; passes and seconds relative to joint",
+        "majority class 100.0, chance 33.3; a: own head; s: share of the fused logits; passes and seconds",
+        "relative to joint",
         "Every phase of a run is read at its epoch with the best validation accuracy; the test split had no",
         "part in it.",
         "- Nothing is compared: the seeds of joint are still to train with ogm_ge.",
@@ -149,56 +150,68 @@ def test_golden_text_with_marks():
         "method    n        accuracy  macro-F1   audio  visual  imbalance  passes  seconds",
         "joint   3/3  *62.5 ± 12.5        31.2  75.0 s  50.0 s       37.5    1.00     1.00",
         "ogm_ge  2/3    75.0 ± 0.0        37.5  75.0 a  62.5 a       37.5    1.50     1.50",
-        "near    3/3    58.3 ± 7.2 †      29.2  50.0 m  25.0 m       37.5    1.00     1.00",
-        "*: best accuracy; †: cannot be told from it; a: own head; s: share of the fused logits; m: the",
-        "others masked; passes and seconds relative to joint",
+        "near    3/3    58.3 ± 7.2 ‡      29.2  50.0 m  25.0 m       37.5    1.00     1.00",
+        "*: best accuracy; †: not significantly different; ‡: too noisy to say; majority class 100.0, chance",
+        "33.3; a: own head; s: share of the fused logits; m: the others masked; passes and seconds relative",
+        "to joint",
         "Every phase of a run is read at its epoch with the best validation accuracy; the test split had no",
         "part in it.",
-        "- On toy, joint has the highest mean (62.5 %); near cannot be told from it at these 3 seeds: chance",
-        "  alone may explain a lead such as that over near (4.2 points). Not compared, with fewer or other",
-        "  seeds: ogm_ge.",
-        "- Not to be told from the best is not the same as equal to it; and nothing here says how the rows",
-        "  would compare on other data, under other protocols or with longer training.",
+        "- On toy, joint has the highest mean (62.5 %); too noisy to say: near. Not compared, with fewer or",
+        "  other seeds: ogm_ge.",
+        "- Not significantly different is not the same as equal; and nothing here says how the rows would",
+        "  compare on other data, under other protocols or with longer training.",
     ]
 
 
-def test_what_cannot_be_told_from_the_best_is_marked_in_every_rendering(tmp_path):
-    shares = {"best": 0.9, "near": 0.89, "far": 0.5}
-    records = [record for method, share in shares.items() for record in noisy(method, share)]
-    expected = against_best({method: drawn(share) for method, share in shares.items()})
-    assert expected.indistinguishable == ("best", "near")
+def test_the_verdicts_are_marked_in_every_rendering(tmp_path):
+    right = {"best": drawn(0.9, samples=2000), "far": drawn(0.5, samples=2000)}
+    right["near"] = right["best"].copy()
+    right["near"][:, np.flatnonzero(right["best"].all(0))[:4]] = False
+    right["wild"] = right["best"] & (np.arange(2000) >= np.array([[900], [0], [300]]))
+    records = [make(m, seed, hits.mean(), right=hits) for m, rows in right.items() for seed, hits in enumerate(rows)]
+    expected = against_best(right, floor=1)
+    kinds = {method: found.kind for method, found in expected.verdicts.items()}
+    assert (expected.best, kinds) == ("best", {"far": DIFFERENT, "near": CLOSE, "wild": NOISY})
     comparison = compare(records, published=PUBLISHED)
-    shown = {method: cells(comparison, method)["accuracy"] for method in shares}
+    shown = {method: cells(comparison, method)["accuracy"] for method in right}
     assert re.fullmatch(r"\*\*[\d.]+\*\* ± [\d.]+", shown["best"])
     assert re.fullmatch(r"[\d.]+ ± [\d.]+ †", shown["near"])
+    assert re.fullmatch(r"[\d.]+ ± [\d.]+ ‡", shown["wild"])
     assert re.fullmatch(r"[\d.]+ ± [\d.]+", shown["far"])
     assert not any("†" in cell for name, cell in cells(comparison, "near").items() if name != "accuracy")
     paths = write(comparison, tmp_path)
     frame = pd.read_csv(paths[1]).set_index("method")
-    assert frame["indistinguishable"].tolist()[:3] == [True, True, False]
+    assert frame["verdict"].to_dict() == {"best": "best", **kinds, "OGM_x": pytest.approx(math.nan, nan_ok=True)} | {
+        "PMR": pytest.approx(math.nan, nan_ok=True)
+    }
     assert math.isnan(frame.loc["best", "p_adjusted"])
-    assert frame.loc[["near", "far"], "p_adjusted"].tolist() == [pytest.approx(expected.p[m]) for m in ("near", "far")]
-    assert frame.loc[[row["label"] for row in PUBLISHED], ["p_adjusted", "indistinguishable"]].isna().all(axis=None)
+    for method, found in expected.verdicts.items():
+        assert frame.loc[method, "p_adjusted"] == pytest.approx(found.p)
     tex = paths[2].read_text()
-    assert tex.count(r"$^\dagger$") == 1
-    assert not set("†±×") & set(tex)
+    assert (tex.count(r"$^\dagger$"), tex.count(r"$^\ddagger$")) == (1, 1)
+    assert not set("†‡±×") & set(tex)
     lines = {line.split()[0]: line for line in comparison.text().splitlines()}
     assert re.search(r" \*[\d.]+ ± ", lines["best"])
     assert " † " in lines["near"]
-    assert not set("*†") & set(lines["far"])
+    assert " ‡ " in lines["wild"]
+    assert not set("*†‡") & set(lines["far"])
 
 
 @pytest.mark.parametrize("rendered", [rendering.markdown, rendering.latex, lambda made: made.text()])
 def test_what_a_table_shows_and_what_it_does_not_is_said(rendered):
-    said = " ".join(rendered(compare([*noisy("best", 0.9), *noisy("far", 0.5)])).replace("\\%", "%").split())
+    said = " ".join(
+        rendered(compare([*noisy("best", 0.9, samples=500), *noisy("far", 0.3, samples=500)]))
+        .replace("\\%", "%")
+        .split()
+    )
     assert "On toy, best has the highest mean (" in said
-    assert "points), the next, is larger than chance explains at these 3 seeds." in said
-    assert "Not to be told from the best is not the same as equal to it; and nothing here says" in said
+    assert "significantly above far (" in said
+    assert "Not significantly different is not the same as equal; and nothing here says" in said
 
 
 def test_one_seed_speaks_of_these_runs_only():
     comparison = compare([*noisy("best", 0.9, [4]), *noisy("far", 0.5, [4])])
-    assert comparison.findings[0].endswith("in this one run of each; training again may change it.")
+    assert comparison.findings[0].endswith("; this is of one run of each, training again may change it.")
     assert "**" in cells(comparison, "best")["accuracy"]
 
 
@@ -207,7 +220,7 @@ def test_methods_with_fewer_seeds_are_neither_compared_nor_best():
     assert cells(comparison, "best")["accuracy"].startswith("**")
     assert "*" not in cells(comparison, "high")["accuracy"] + cells(comparison, "high")["macro-F1"]
     assert comparison.findings[0].endswith("Not compared, with fewer or other seeds: high.")
-    assert comparison.table.set_index("method").loc["high", "indistinguishable"] is None
+    assert pd.isna(comparison.table.set_index("method").loc["high", "verdict"])
     assert "highest mean of a column among the methods with the most seeds," in comparison.caption[2]
     assert "among" not in compare([*noisy("best", 0.8), *noisy("near", 0.5)]).caption[2]
 
@@ -227,9 +240,9 @@ def test_where_there_is_nothing_to_test_nothing_is_marked(tmp_path, records):
     assert (comparison.contest, comparison.findings) == (None, ())
     for path in write(comparison, tmp_path):
         text = path.read_text()
-        assert not re.search("†|dagger|told from", text)
-    assert not re.search("†|told from", comparison.text())
-    assert comparison.table["indistinguishable"].isna().all()
+        assert not re.search("†|‡|dagger|significant", text.replace("no claim of significance", ""))
+    assert not re.search("†|‡|significant", comparison.text())
+    assert comparison.table["verdict"].isna().all()
     assert comparison.table["p_adjusted"].isna().all()
 
 
@@ -461,7 +474,7 @@ def test_text_of_three_modalities_fits_a_terminal():
     text = compare(records, wanted=10, reference="joint").text()
     assert max(map(len, text.splitlines())) <= 100
     assert " *100.0 ± 0.0 " in text
-    assert " 90.0 ± 10.5 † " in text
+    assert " 90.0 ± 10.5 ‡ " in text
     assert "100.0 m" in text
     assert "m: the others masked" in text
 
@@ -504,7 +517,7 @@ def test_figure_files_are_valid_and_always_the_same(tmp_path):
         assert f"<!-- {label} -->" in svg
     with Image.open(first[1]) as image:
         image.verify()
-        assert image.size == (960, 660)
+        assert image.size == (960, 675)
 
 
 def clustered():

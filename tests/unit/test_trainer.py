@@ -796,6 +796,10 @@ def test_a_method_cannot_ask_for_the_test_split(bundle):
         with pytest.raises(UserError, match="a method may read the splits train and val, found 'test'"):
             ask()
     assert torch.equal(task.target("val"), bundle.val.target)
+    with pytest.raises(KeyError):  # nor by what it asks with
+        task._loader.target("test")
+    assert task._loader.bundle.test is None
+    assert "test" not in task._loader.splits
 
 
 def test_collect_runs_in_order_in_eval_mode_over_everything(images):

@@ -23,6 +23,7 @@ from balancebench_udi.data.base import (
     require_root,
     stratified_holdout,
 )
+from balancebench_udi.data.groups import Groups
 from balancebench_udi.data.pack.digests import verify_once
 from balancebench_udi.data.pack.format import PARTS, PROBLEMS
 from balancebench_udi.data.pack.reader import Pack
@@ -43,12 +44,16 @@ class Packed(Dataset):
         source: what ``prepare.py --source`` must hold, for error messages and lists.
         lists: scheme -> the lists that must lie in the source for it, for an error message.
         beside: how to keep a pack and prepare another source beside it, for an error message.
+        unit: what a group of test samples is that are not independent, such as ``actor``, and
+        unit_columns: the columns of the index that name it; where a pack lacks one, all samples are exchangeable.
     """
 
     prepared: ClassVar[tuple[str, ...]] = ()
     source: ClassVar[str]
     lists: ClassVar[Mapping[str, str]] = {}
     beside: ClassVar[str] = ", or name another --data-root"
+    unit: ClassVar[str] = ""
+    unit_columns: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def stored(self) -> Mapping[str, Stored]:
@@ -140,9 +145,16 @@ class Packed(Dataset):
                 "samples": {name: len(split) for name, split in splits.items()},
                 "left_out": pack.manifest["left_out"],
             },
+            groups=self._groups(pack, parts["test"]),
             verify=functools.partial(verify_once, pack.folder, pack.manifest),
             **splits,
         )
+
+    def _groups(self, pack: Pack, rows: Tensor) -> Groups | None:
+        if not self.unit or not set(self.unit_columns) <= set(pack.index):
+            return None
+        names = pack.index[list(self.unit_columns)].iloc[rows.numpy()]
+        return Groups.of(self.unit, names.astype(str).agg("/".join, axis=1))
 
     def _root(self, root: Path | None) -> Path:
         if root is None:

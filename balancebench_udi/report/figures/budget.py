@@ -16,7 +16,7 @@ from matplotlib.transforms import Bbox
 from balancebench_udi.report.budget import budget_curve
 from balancebench_udi.report.comparison import compare
 from balancebench_udi.report.figures.classes import counted
-from balancebench_udi.report.figures.style import COLOURS, DPI, Drawing, canvas, literal, looks, styled
+from balancebench_udi.report.figures.style import COLOURS, DPI, Drawing, canvas, literal, looks, styled, titled
 
 TIMES = (1, 2, 3)
 """Multiples of the reference's passes that are marked."""
@@ -24,7 +24,9 @@ PALE = COLOURS[7]
 """Too light for a line without an edge."""
 
 
-def accuracy_against_budget(records: Sequence[Mapping[str, Any]], select: str, reference: str | None = None) -> Drawing:
+def accuracy_against_budget(
+    records: Sequence[Mapping[str, Any]], select: str, reference: str | None = None, order: Sequence[str] = ()
+) -> Drawing:
     """Best validation accuracy so far against passes through the encoders: a line a method, a labelled dot at its end.
 
     Lines are means over seeds of the step functions of :func:`balancebench_udi.report.budget.budget_curve`; they begin
@@ -35,6 +37,7 @@ def accuracy_against_budget(records: Sequence[Mapping[str, Any]], select: str, r
         records: of one dataset and protocol, as :func:`balancebench_udi.store.read_record` returns them.
         select: the reading of the finished run: ``last``, ``best_val`` or ``best_test``.
         reference: the method whose mean passes are 1; without it, or without its records, the unit is a million passes.
+        order: methods by name, each of which looks the same in all figures that are given the same order.
 
     Raises:
         UserError: what :func:`balancebench_udi.report.comparison.compare` refuses.
@@ -47,10 +50,10 @@ def accuracy_against_budget(records: Sequence[Mapping[str, Any]], select: str, r
     ends = {method: (mean.index[-1], final[method]) for method, mean in means.items()}
     sign = "×" if comparison.reference else " million"
     what = f"relative to {comparison.reference}" if comparison.reference else "in millions"
-    look = looks(list(means))
+    look = looks(list(means), order)
     with styled():
-        figure, (axes,) = canvas(6.8, 4.4)
-        figure.suptitle(f"{comparison.title}, {select}", fontsize=11)
+        figure, (axes,) = canvas(6.8, 4.5)
+        titled(figure, "accuracy against training budget", f"{comparison.title}, {select}")
         axes.set_xlabel(f"passes through the encoders, {what} (forward + 2 × backward)", parse_math=False)
         axes.set_ylabel("best fused validation accuracy so far (%)")
         for method, mean in means.items():

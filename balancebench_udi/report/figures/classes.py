@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.metrics.predictions import unpack
 from balancebench_udi.report.comparison import compare
-from balancebench_udi.report.figures.style import COLOURS, HATCHES, Drawing, canvas, styled
+from balancebench_udi.report.figures.style import COLOURS, HATCHES, Drawing, canvas, styled, titled
 from balancebench_udi.text import escape_controls
 
 MOST = 40
@@ -59,8 +59,8 @@ def per_class_differences(
     ends = "" if len(shown) <= most else f" ({most // 2} highest and lowest of {len(shown)} classes)"
     kept = shown if len(shown) <= most else pd.concat([shown[: most // 2], shown[-(most // 2) :]])
     with styled():
-        figure, (axes,) = canvas(6.4, 1.3 + 0.2 * len(kept))
-        figure.suptitle(f"{comparison.title}, {select}", fontsize=11)
+        figure, (axes,) = canvas(6.4, 1.5 + 0.2 * len(kept))
+        titled(figure, "classes gained and lost", f"{comparison.title}, {select}")
         axes.set_title(f"recall of {method} − recall of {baseline}{ends}", fontsize=8, parse_math=False)
         axes.set_xlabel("difference in recall (percentage points, ± 1 sd over seeds)")
         axes.barh(
@@ -74,7 +74,7 @@ def per_class_differences(
             error_kw={"ecolor": "black", "elinewidth": 1, "capsize": 2},
         )
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_yticks(range(len(kept)), shortened([*kept.index], 16), fontsize=8, parse_math=False)
+        axes.set_yticks(range(len(kept)), shortened([*kept.index], 30), fontsize=8, parse_math=False)
         axes.set_ylim(len(kept) - 0.4, -0.6)
         axes.grid(False, axis="y")
     best, worst = shown.iloc[0], shown.iloc[-1]
@@ -106,7 +106,7 @@ def confusion(records: Sequence[Mapping[str, Any]], select: str, method: str) ->
         share = count / count.sum(1, keepdims=True) * 100
     with styled():
         figure, (axes,) = canvas(6.4, 5.8)
-        figure.suptitle(f"{method}: {comparison.title}, {select}", fontsize=11, parse_math=False)
+        titled(figure, f"confusion matrix of {method}", f"{comparison.title}, {select}")
         figure.set_layout_engine("compressed")  # the matrix is square
         axes.grid(False)
         axes.spines[:].set_visible(False)
@@ -114,7 +114,7 @@ def confusion(records: Sequence[Mapping[str, Any]], select: str, method: str) ->
         image = axes.imshow(share, cmap="cividis", vmin=0, vmax=100, interpolation="nearest")
         figure.colorbar(image, ax=axes, label="share of the true class (%)", shrink=0.85)
         axes.set(xlabel="predicted class", ylabel="true class")
-        _name(axes, shortened(names))
+        _name(axes, shortened(names, 30))
         if len(names) <= VALUES:
             for row, column in np.argwhere(np.isfinite(share)):
                 value = share[row, column]

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from balancebench_udi.report.budget import fused_accuracy
 from balancebench_udi.report.comparison import compare
 from balancebench_udi.report.figures.classes import counted
-from balancebench_udi.report.figures.style import BLACK, COLOURS, Drawing, canvas, looks, styled
+from balancebench_udi.report.figures.style import BLACK, COLOURS, Drawing, canvas, looks, styled, titled
 
 READOUTS = {
     "alone": "own head",
@@ -59,7 +59,7 @@ def training_curves(records: Records) -> Drawing:
     told, used, phased, starred = [], dict.fromkeys(READOUTS, False), [], False
     with styled():
         figure, panels = _grid(len(groups), 3, 1.75, "epochs done")
-        figure.suptitle(comparison.title, fontsize=11)
+        titled(figure, "validation accuracy over training", comparison.title)
         figure.supylabel("validation accuracy (%)", fontsize=9)
         for axes, (method, group) in zip(panels, groups.items(), strict=False):
             readout = _readout(group, modalities)
@@ -119,8 +119,8 @@ def gradient_curves(records: Records) -> Drawing | None:
     columns = math.ceil(len(groups) / blocks)
     told, phased = [], []
     with styled():
-        figure, panels = canvas(6.8, 0.9 + 2.9 * blocks, 2 * blocks, columns, sharex=True)
-        figure.suptitle(comparison.title, fontsize=11)
+        figure, panels = canvas(6.8, 1.1 + 2.9 * blocks, 2 * blocks, columns, sharex=True)
+        titled(figure, "gradients of the fused loss", comparison.title)
         grid: np.ndarray = np.array(panels, dtype=object).reshape(blocks, 2, columns)
         filled = len(groups) - (blocks - 1) * columns  # columns of the last block
         for row, (kind, label) in enumerate(GRADIENTS.items()):
@@ -193,7 +193,7 @@ def controller_weights(records: Records) -> Drawing | None:
     low, high = min(0, entries[terms].min(axis=None)), max(1, entries[terms].max(axis=None))
     with styled():
         figure, panels = _grid(len(parts), 2, 2.3, "epochs of the phase done")
-        figure.suptitle(comparison.title, fontsize=11)
+        titled(figure, "weights of the controller", comparison.title)
         figure.supylabel("mean weight of the term in an epoch", fontsize=9)
         for axes, ((method, phase), part) in zip(panels, parts, strict=False):
             seeds = counted([part["seed"].nunique()])
@@ -299,7 +299,7 @@ def _grid(number: int, columns: int, height: float, label: str) -> tuple[Figure,
     """Axes for ``number`` panels of ``height`` inches with a common scale of values; those left over are hidden."""
     columns = min(number, columns)
     rows = math.ceil(number / columns)
-    figure, panels = canvas(6.8, 1.2 + rows * height, rows, columns, sharey=True)
+    figure, panels = canvas(6.8, 1.4 + rows * height, rows, columns, sharey=True)
     for axes in panels[number:]:
         axes.set_visible(False)
     for axes in panels[:number]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,21 +12,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from balancebench_udi.report.comparison import Comparison
-from balancebench_udi.report.figures.style import COLOURS, DPI, MARKERS, Drawing, canvas, literal, styled
+from balancebench_udi.report.figures.style import DPI, Drawing, canvas, literal, looks, styled, titled
 
 RADII = (8, 14, 20, 28, 38, 50, 64, 80, 100)
 """Distances of a name from its point that are tried, in typographical points."""
 
 
-def accuracy_against_imbalance(comparison: Comparison) -> Drawing:
+def accuracy_against_imbalance(comparison: Comparison, order: Sequence[str] = (), where: str | None = None) -> Drawing:
     """Test accuracy against the imbalance of the Shapley contributions: one labelled point a method.
 
     Bars are the standard deviation over seeds; the line is the Pareto front of the means (no method is both more
     accurate and better balanced than one on it).
+
+    Args:
+        comparison: of one dataset and protocol.
+        order: methods by name, each of which looks the same in all figures that are given the same order.
+        where: what the title says of data and protocol, instead of the comparison's title.
     """
     points = comparison.table.set_index("method")[["accuracy", "accuracy_sd", "imbalance", "imbalance_sd"]] * 100
     with styled():
-        figure = _draw(comparison, points)
+        figure = _draw(points, order, f"{where or comparison.title}, {comparison.select}")
     told = [f"{name} {point.accuracy:.1f} at {point.imbalance:.1f}" for name, point in points.iterrows()]
     front = ", ".join(_front(points).index)
     return Drawing(
@@ -36,22 +42,23 @@ def accuracy_against_imbalance(comparison: Comparison) -> Drawing:
     )
 
 
-def _draw(comparison: Comparison, points: pd.DataFrame) -> Figure:
-    figure, (axes,) = canvas(6.4, 4.4)
-    figure.suptitle(f"{comparison.title}, {comparison.select}", fontsize=11)
+def _draw(points: pd.DataFrame, order: Sequence[str], where: str) -> Figure:
+    figure, (axes,) = canvas(6.4, 4.5)
+    titled(figure, "accuracy against imbalance", where)
+    look = looks([str(name) for name in points.index], order)
     axes.set_title("bars: ± 1 standard deviation over seeds; dashed: Pareto front", fontsize=8, color="0.35")
     axes.set_xlabel("imbalance of Shapley contributions (percentage points, 0 = balanced)")
     axes.set_ylabel("test accuracy (%)")
     axes.margins(0.14)
 
-    for i, (_, point) in enumerate(points.iterrows()):
+    for name, point in points.iterrows():
         axes.errorbar(
             point["imbalance"],
             point["accuracy"],
             xerr=point["imbalance_sd"],
             yerr=point["accuracy_sd"],
-            marker=MARKERS[i % len(MARKERS)],
-            color=COLOURS[i % len(COLOURS)],
+            marker=look[str(name)]["marker"],
+            color=look[str(name)]["color"],
             markeredgecolor="black",
             markeredgewidth=0.6,
             markersize=7,

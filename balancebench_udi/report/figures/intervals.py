@@ -8,18 +8,20 @@ from typing import Any
 import numpy as np
 
 from balancebench_udi.metrics import statistics
+from balancebench_udi.metrics.statistics import CLOSE, DIFFERENT, NOISY
 from balancebench_udi.report.comparison import compare
+from balancebench_udi.report.contest import Contest, judge, listed, stacked
 from balancebench_udi.report.figures.classes import counted, fused, shortened
-from balancebench_udi.report.figures.style import COLOURS, Drawing, canvas, styled
+from balancebench_udi.report.figures.style import BLACK, Drawing, canvas, styled, titled
 
-LEVEL = 0.05
+FILLS = {"best": "full", CLOSE: "full", NOISY: "left", DIFFERENT: "none"}
+"""How the mark of a mean is filled, by the verdict on its method and the best; ``full`` where nothing is tested."""
 
 
 def accuracy_intervals(records: Sequence[Mapping[str, Any]], select: str) -> Drawing:
-    """Test accuracy of every method, best first: the mean, its 95 % bootstrap interval, and every seed.
+    """Test accuracy of every method, best first: the mean, its 95 % interval, and every seed.
 
-    The interval resamples seeds and test samples. The mean is an open circle where a paired test against the best
-    method finds a difference (p < 0.05 after Holm's correction), over the seeds that all methods have.
+    Intervals and verdicts are those of the tables: over seeds and test samples, or groups of these.
 
     Args:
         records: of one dataset and protocol, as :func:`balancebench_udi.store.read_record` returns them.
@@ -30,33 +32,40 @@ def accuracy_intervals(records: Sequence[Mapping[str, Any]], select: str) -> Dra
             :func:`balancebench_udi.report.comparison.compare` refuses.
     """
     comparison, (predicted, target) = compare(records, select), fused(records, select)
-    hits = {method: np.stack([p == target for p in runs.values()]) for method, runs in predicted.items()}
+    right = {method: {s: p == target for s, p in runs.items()} for method, runs in predicted.items()}
+    hits = {method: stacked(runs) for method, runs in right.items()}
     hits = dict(sorted(hits.items(), key=lambda item: -item[1].mean()))
+    samples = comparison.samples
     mean = [100 * h.mean() for h in hits.values()]
-    low, high = 100 * np.transpose([statistics.bootstrap_interval(h) for h in hits.values()])
-    apart, tested = _apart(predicted, target)
+    low, high = 100 * np.transpose([statistics.interval(h, samples.members) for h in hits.values()])
+    found = judge(right, samples)
+    tested = _told(found)
     number = [len(runs) for runs in predicted.values()]
-    over = "test samples" if max(number) == 1 else "seeds and test samples"
+    units = "test samples" if samples.groups is None else f"{samples.groups.unit}s of test samples"
+    over = units if max(number) == 1 else f"seeds and {units}"
     with styled():
-        figure, (axes,) = canvas(6.4, 1.7 + 0.32 * len(hits))
-        figure.suptitle(f"{comparison.title}, {select}", fontsize=11)
+        figure, (axes,) = canvas(6.4, 1.9 + 0.32 * len(hits))
+        titled(figure, "accuracy with 95 % intervals", f"{comparison.title}, {select}")
         axes.set_xlabel("test accuracy (%)")
         rows = range(len(hits))
-        axes.hlines(rows, low, high, color="0.6", linewidth=5, label="95 % bootstrap interval of the mean")
+        axes.hlines(rows, low, high, color="0.6", linewidth=5, label="95 % interval of the mean")
         axes.plot([], [], "|", color="black", markersize=6, label="one seed")
         look: dict[str, Any] = {
             "marker": "o",
             "linestyle": "",
-            "color": COLOURS[0],
+            "color": BLACK,
+            "markerfacecoloralt": "white",
             "markeredgewidth": 1.4,
             "zorder": 4,
         }
-        open_ = {**look, "markerfacecolor": "white"}
-        axes.plot([], [], **look, label="mean, not distinguishable from the best")
-        axes.plot([], [], **open_, label=f"mean, distinguishable from the best (p < {LEVEL})")
+        axes.plot([], [], **look, label=f"mean, best or {CLOSE}")
+        axes.plot([], [], **look, fillstyle="left", label=f"mean, {NOISY}")
+        axes.plot([], [], **look, markerfacecolor="white", label="mean, significantly below the best")
         for row, (method, h) in enumerate(hits.items()):
             axes.plot(100 * h.mean(1), [row + 0.28] * len(h), "|", color="black", markersize=6)
-            axes.plot(mean[row], row, **(open_ if method in apart else look))
+            fill = FILLS[(found and found.kind(method)) or "best"]
+            kind: dict[str, Any] = {"markerfacecolor": "white"} if fill == "none" else {"fillstyle": fill}
+            axes.plot(mean[row], row, **look, **kind)
             numbers = f"{mean[row]:.1f} [{low[row]:.1f}, {high[row]:.1f}]"
             axes.text(1.02, row, numbers, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
         axes.set_yticks(rows, shortened([*hits], 24), parse_math=False)
@@ -64,25 +73,20 @@ def accuracy_intervals(records: Sequence[Mapping[str, Any]], select: str) -> Dra
         axes.grid(False, axis="y")
         figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     told = [f"{m} {a:.1f} [{b:.1f}, {c:.1f}]" for m, a, b, c in zip(hits, mean, low, high, strict=True)]
+    floors = f"The majority class has {100 * samples.majority:.1f} %, chance is {100 * samples.chance:.1f} %."
     return Drawing(
         figure,
-        f"Test accuracy in percent [95 % interval], best first: {'; '.join(told)}. {tested}",
-        f"Test accuracy, {comparison.title}, read at {select}: mean over {counted(number)}, with "
-        f"95 % bootstrap intervals over {over}. {tested}",
+        f"Test accuracy in percent [95 % interval], best first: {'; '.join(told)}. {tested} {floors}",
+        f"Test accuracy, {comparison.title}, read at {select}: mean over {counted(number)}, with 95 % intervals over "
+        f"{over}. {tested} {floors}",
     )
 
 
-def _apart(predicted: Mapping[str, Mapping[int, np.ndarray]], target: np.ndarray) -> tuple[list[str], str]:
-    """The methods that can be told from the best, and a sentence about it."""
-    seeds = sorted(set.intersection(*(set(runs) for runs in predicted.values())))
-    if len(predicted) == 1:
-        return [], "One method: no test."
-    if not seeds:
-        return [], "The methods have no seed in common: no test."
-    hits = {method: np.stack([runs[s] == target for s in seeds]) for method, runs in predicted.items()}
-    against = statistics.against_best(hits, LEVEL)
-    apart = [method for method in predicted if method not in against.indistinguishable]
-    return apart, (
-        f"Distinguishable from the best, {against.best}: {', '.join(apart) or 'none'} (paired tests over "
-        f"{counted([len(seeds)])} that all have, Holm's correction, level {LEVEL})."
-    )
+def _told(found: Contest | None) -> str:
+    """The verdicts in a sentence."""
+    if found is None:
+        return "No verdicts: fewer than two methods with the most seeds."
+    kinds = {"significantly below it": found.clear, CLOSE: found.close, NOISY: found.noisy}
+    told = "; ".join(f"{kind}: {listed(rows)}" for kind, rows in kinds.items() if rows)
+    left = f"; not compared: {listed(found.left)}" if found.left else ""
+    return f"Best: {found.best}; {told}{left} (over {counted([len(found.seeds)])} that all have)."

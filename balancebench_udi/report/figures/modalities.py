@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.report.comparison import compare
 from balancebench_udi.report.figures.classes import counted, shortened
-from balancebench_udi.report.figures.style import COLOURS, HATCHES, Drawing, canvas, styled
+from balancebench_udi.report.figures.style import COLOURS, HATCHES, Drawing, canvas, styled, titled
 
 READOUTS = {
     "probe": "a linear classifier on the frozen encoder",
@@ -76,9 +76,9 @@ def joint_against_alone(records: Sequence[Mapping[str, Any]], select: str, alone
     with styled():
         columns = len(pairs) if len(pairs) <= 4 else 3
         lines = math.ceil(len(pairs) / columns)
-        height = 1.3 + lines * (0.4 + 0.24 * (1 + len(others)))
+        height = 1.5 + lines * (0.4 + 0.24 * (1 + len(others)))
         figure, panels = canvas(6.8, height, lines, columns, sharex=True, sharey=True)
-        figure.suptitle(f"{comparison.title}, {select}", fontsize=11)
+        titled(figure, "each modality alone and inside the methods", f"{comparison.title}, {select}")
         for axes in panels[len(pairs) :]:
             axes.set_visible(False)
         for axes, (title, (own, inside)) in zip(panels, pairs.items(), strict=False):

@@ -7,15 +7,15 @@ import math
 import pandas as pd
 from matplotlib.axes import Axes
 
-from balancebench_udi.metrics import statistics
+from balancebench_udi.metrics import ranks as statistics
 from balancebench_udi.report.figures.classes import shortened
-from balancebench_udi.report.figures.style import COLOURS, Drawing, canvas, styled
+from balancebench_udi.report.figures.style import COLOURS, Drawing, canvas, styled, titled
 
 FEW = 5
 """Datasets below which average ranks say little: the critical difference is then nearly as long as the axis."""
 
 
-def critical_difference_diagram(scores: pd.DataFrame, level: float = 0.05) -> Drawing:
+def critical_difference_diagram(scores: pd.DataFrame, title: str = "", level: float = 0.05) -> Drawing:
     """Average ranks on an axis, best at the left; a thick bar joins methods that the Nemenyi test cannot tell apart.
 
     Demsar, *Statistical comparisons of classifiers over multiple data sets*, JMLR 7, 2006,
@@ -23,6 +23,7 @@ def critical_difference_diagram(scores: pd.DataFrame, level: float = 0.05) -> Dr
 
     Args:
         scores: one row a dataset, one column a method; higher is better.
+        title: of the table that the scores are from.
         level: of the tests.
 
     Raises:
@@ -38,8 +39,8 @@ def critical_difference_diagram(scores: pd.DataFrame, level: float = 0.05) -> Dr
     if len(scores) < FEW:
         note, warning = f"{note}\n{few}", f" {few}: read the accuracies instead."
     with styled():
-        figure, (axes,) = canvas(6.4, 1.6 + 0.16 * len(cliques) + 0.27 * math.ceil(len(ranks) / 2))
-        figure.suptitle(f"average ranks over {_counted(len(scores))}", fontsize=11)
+        figure, (axes,) = canvas(6.4, 1.8 + 0.16 * len(cliques) + 0.27 * math.ceil(len(ranks) / 2))
+        titled(figure, title or "all methods", f"average ranks over {_counted(len(scores))}")
         figure.supxlabel(note, fontsize=8, color="0.35")
         _draw(axes, ranks, difference, cliques)
     listed = ", ".join(f"{name} {rank:.2f}" for name, rank in ranks.items())
@@ -90,7 +91,7 @@ def _draw(axes: Axes, ranks: pd.Series, difference: float, cliques: list[tuple[s
     for i, clique in enumerate(cliques):
         ends = [ranks[list(clique)].min(), ranks[list(clique)].max()]
         axes.plot(ends, [0.5 + step * i] * 2, color=COLOURS[1], linewidth=4, solid_capstyle="round")
-    for i, (name, rank) in enumerate(zip(shortened([*ranks.index], 24), ranks, strict=True)):
+    for i, (name, rank) in enumerate(zip(shortened([*ranks.index], 32), ranks, strict=True)):
         left = i < half
         depth = under + (i if left else len(ranks) - 1 - i) + 0.4
         end = 1 if left else last

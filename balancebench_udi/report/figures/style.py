@@ -86,15 +86,30 @@ def styled() -> Any:
     return matplotlib.rc_context(STYLE)
 
 
-def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """``{name: {"color", "marker", "linestyle"}}`` by position, for ``axes.plot``: no two alike for 14 names."""
+def titled(figure: Figure, what: str, where: str) -> None:
+    """A title of two lines: what is shown, and of which data and protocol."""
+    figure.suptitle(f"{what}\n{where}", fontsize=10.5, parse_math=False)
+
+
+def looks(names: Sequence[str], order: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """``{name: {"color", "marker", "linestyle"}}`` for ``axes.plot``: no two alike for 14 names.
+
+    Args:
+        names: of lines or points; ``agm (alpha 1.5)`` looks like ``agm`` where that is not among them.
+        order: names with a place of their own, so that one looks the same in every figure; others follow.
+    """
+    plain = {name: name.partition(" (")[0] for name in names}
+    own = {name: name if name in order else plain[name] if plain[name] not in names else "" for name in names}
+    places = {name: order.index(base) for name, base in own.items() if base in order}
+    rest = [name for name in names if name not in places]
+    places |= {name: len(order) + i for i, name in enumerate(rest)}
     return {
         name: {
-            "color": COLOURS[i % len(COLOURS)],
-            "marker": MARKERS[i % len(MARKERS)],
-            "linestyle": DASHES[i % len(DASHES)],
+            "color": COLOURS[places[name] % len(COLOURS)],
+            "marker": MARKERS[places[name] % len(MARKERS)],
+            "linestyle": DASHES[places[name] % len(DASHES)],
         }
-        for i, name in enumerate(names)
+        for name in names
     }
 
 
