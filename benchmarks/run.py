@@ -139,7 +139,7 @@ def make_plan(given: argparse.Namespace) -> tuple[list[Job], Store, torch.device
     names = registry.methods.match(words(given.methods, "--methods"))
     methods = {name: registry.methods.get(name) for name in names}
     settings = parse_settings(given.set, [*names, given.dataset])
-    protocol = load_protocol(given.protocol, PROTOCOLS, run_overrides(given, settings))
+    protocol = load_protocol(given.protocol, PROTOCOLS, run_overrides(given, settings), given.dataset)
     check_names(protocol, registry.methods.names(), registry.datasets.names())
     if given.select == "best_test" and not protocol.run.test_each_epoch:
         raise UserError("--select best_test needs runs that evaluate test every epoch: add --test-each-epoch")

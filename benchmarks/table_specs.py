@@ -314,7 +314,7 @@ def epochs(row: Row, column: Column) -> int | None:
     """Epochs of a phase, where they are not the protocol's."""
     if not isinstance(row.epochs, str):
         return row.epochs or column.epochs
-    base = column.epochs or load_protocol(column.protocol, PROTOCOLS, {}).run.epochs
+    base = column.epochs or load_protocol(column.protocol, PROTOCOLS, {}, column.dataset).run.epochs
     return max(1, round(base * _factor(row.epochs, repr(row.name))))
 
 
@@ -326,14 +326,15 @@ def wanted(row: Row, column: Column, select: str) -> Wanted:
     """
     given = namespace(column, [row], select)
     settings = parse_settings(given.set, [row.method, column.dataset])
-    protocol = load_protocol(given.protocol, PROTOCOLS, run_overrides(given, settings))
+    protocol = load_protocol(given.protocol, PROTOCOLS, run_overrides(given, settings), column.dataset)
     check_names(protocol, registry.methods.names(), registry.datasets.names())
-    method, dataset = registry.methods.get(row.method), registry.datasets.get(column.dataset)
+    method, data = registry.methods.get(row.method), registry.datasets.get(column.dataset)
     preset = protocol.options_on(column.dataset)
-    chosen, data = (
-        cls.Options.build(name, {**where.get(name, {}), **settings.get(name, {})}).as_dict()
-        for cls, name, where in ((method, row.method, preset), (dataset, column.dataset, protocol.datasets))
+    chosen, options_of_data = (
+        cls.Options.build(name, {**where.get(name, {}), **settings.get(name, {})})
+        for cls, name, where in ((method, row.method, preset), (data, column.dataset, protocol.datasets))
     )
+    dataset = data(options_of_data)
     if column.encoders and not protocol.name.endswith("+"):
         protocol = dataclasses.replace(protocol, name=f"{protocol.name}+")
     run = dataclasses.asdict(protocol.run)
@@ -344,10 +345,10 @@ def wanted(row: Row, column: Column, select: str) -> Wanted:
         "protocol_version": protocol.version,
         "dataset": column.dataset,
         "dataset_version": dataset.version,
-        "dataset_options": data,
+        "dataset_options": dataset.options.as_dict(),
         "method": row.method,
         "method_version": method.version,
-        "method_options": chosen,
+        "method_options": chosen.as_dict(),
         "optimizer": protocol.optimizer.as_dict(),
         "schedule": protocol.schedule.as_dict(),
         **run,

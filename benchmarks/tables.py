@@ -360,7 +360,7 @@ def _about(column: Column, records: Sequence[Record]) -> str:
     """A column in a sentence."""
     if column.dataset not in registry.datasets.names():
         return f"{column.dataset}, which is not here."
-    protocol = load_protocol(column.protocol, PROTOCOLS, {})
+    protocol = load_protocol(column.protocol, PROTOCOLS, {}, column.dataset)
     changes = ", ".join(f"{name} {value}" for name, value in column.set.items())
     data = f"{column.dataset} ({changes})" if changes else column.dataset
     text = f"{data}, protocol {protocol.name} v{protocol.version}"
