@@ -340,3 +340,454 @@ def comparable(result: Any) -> str:
     return json.dumps(result, sort_keys=True)
 
 
+# -- invariants ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modalities", [2, 3])
+def test_guides_stand_still(modalities: int) -> None:
+    """Parameters and batch statistics of the anchor, and of a follower that has become a guide."""
+    seen: list[tuple[str, dict[str, str]]] = []
+
+    class Watched(UDI):
+        def begin_epoch(self) -> None:
+            super().begin_epoch()
+            if (name := self.task.phase.name).startswith("follow/"):
+                assert [m for m, e in self.model.encoders.items() if e.training] == [name.removeprefix("follow/")]
+                seen.append((name, {m: branch(trainer, m) for m in self.modalities}))
+
+    trainer = make_trainer(live(small(modalities)), Watched, brief(), **BRIEF)
+    trainer.run()
+    anchor, *followers = trainer.strategy.order
+    assert [name for name, _ in seen] == [f"follow/{m}" for m in followers for _ in range(2)]
+    assert {state[anchor] for _, state in seen} == {branch(trainer, anchor)}
+    for i, m in enumerate(followers):
+        assert seen[2 * i][1][m] != branch(trainer, m)
+        assert all(state[m] == branch(trainer, m) for _, state in seen[2 * (i + 1) :])  # its own phase is over
+    own = trainer.strategy.state_dict()
+    kept = trainer.progress.snapshots[trainer.strategy.modalities.index(anchor)]["best_val"]["tensors"]
+    assert all(torch.equal(own[n], v) for n, v in kept.items())
+
+
+class Dropping(UDI):
+    """The encoders draw from torch's global generator in train mode."""
+
+    def setup(self, task: Task) -> None:
+        super().setup(task)
+        for encoder in task.model.encoders.values():
+            encoder.register_forward_hook(lambda module, inputs, out: F.dropout(out, 0.1, module.training))
+
+
+@pytest.mark.parametrize("controller", ["epoch", "batch"])
+def test_when_the_controller_acts(controller: str) -> None:
+    """It sets the weights of one follower, and moves nothing else: no gradient, mode or generator."""
+    acted: list[bool] = []
+
+    class Watched(Dropping):
+        def _weights(self, m: str, task: Tensor, losses: Any) -> Tensor:
+            before = [p.grad for p in self.parameters()], [n.training for n in self.modules()], torch.get_rng_state()
+            states = {n: v.clone() for n, v in self.state_dict().items() if isinstance(v, Tensor)}
+            found = super()._weights(m, task, losses)
+            after = [p.grad for p in self.parameters()], [n.training for n in self.modules()], torch.get_rng_state()
+            assert all(a is b for a, b in zip(before[0], after[0], strict=True))
+            assert before[1] == after[1]
+            assert torch.equal(before[2], after[2])
+            assert all(torch.equal(v, self.state_dict()[n]) for n, v in states.items())
+            acted[-1] = True
+            return found
+
+        def step(self, batch: Batch) -> dict[str, Tensor]:
+            if not self.task.phase.name.startswith("follow/"):
+                return super().step(batch)
+            acted.append(False)
+            key, alpha = self.replay_key(), self.alpha.clone()
+            logs = super().step(batch)
+            assert key == (acted[-1],)
+            assert acted[-1] or torch.equal(alpha, self.alpha)
+            assert not self.alpha[self.modalities.index(self.order[0])].any()
+            return logs
+
+    make_trainer(small(), Watched, brief(controller=controller, follower_epochs=3), **BRIEF).run()
+    assert acted == [True, False, False] * 3 if controller == "epoch" else all(acted)
+    assert len(acted) == 9
+
+
+class Unstreamed(Dropping):
+    """Followers start from the weights from which every branch started alone."""
+
+    def setup(self, task: Task) -> None:
+        super().setup(task)
+        encoder, head = task.make_encoder, task.make_head
+        task.make_encoder = lambda m, *stream: encoder(m)  # type: ignore[method-assign]
+        task.make_head = lambda m, *stream: head(m)  # type: ignore[method-assign]
+
+    def begin_epoch(self) -> None:
+        """The global stream is that of the branch alone."""
+        super().begin_epoch()
+        if (name := self.task.phase.name).startswith("follow/"):
+            index = self.modalities.index(name.removeprefix("follow/"))
+            torch.random.default_generator.manual_seed(derive(0, "global", index, self.task.epoch))
+
+
+class Silenced(Unstreamed):
+    """Every term and q at work, with weight 0."""
+
+    def _weights(self, m: str, task: Tensor, losses: Any) -> Tensor:
+        return torch.zeros_like(super()._weights(m, task, losses))
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"weights": "static", "alpha_con": 0, "alpha_com": 0}], ids=["dynamic", "static"]
+)
+@pytest.mark.parametrize("modalities", [2, 3])
+def test_without_weight_a_follower_trains_as_if_alone(modalities: int, values: dict[str, Any]) -> None:
+    """Bit for bit, with batch norm, momentum, and an encoder with dropout."""
+    trainer = make_trainer(small(modalities), Silenced, brief(**values), epochs=3, batch_size=12)
+    trainer.run()
+    names = [c["phase"] for c in trainer.progress.costs]
+    snapshots = dict(zip(names, trainer.progress.snapshots, strict=True))
+    followers = [n for n in names if n.startswith("follow/")]
+    assert len(followers) == modalities - 1
+    for name in followers:
+        alone = snapshots[name.replace("follow/", "alone/")]
+        for reading in ("last", "best_val"):
+            assert snapshots[name][reading]["epoch"] == alone[reading]["epoch"]
+            assert_same_tensors(snapshots[name][reading]["tensors"], alone[reading]["tensors"])
+
+
+def test_with_weight_it_does_not() -> None:
+    """The comparison above can fail."""
+    trainer = make_trainer(small(), Unstreamed, brief(weights="static"), epochs=3, batch_size=12)
+    trainer.run()
+    m = trainer.progress.costs[2]["phase"].removeprefix("follow/")
+    tensors = {
+        c["phase"]: s["last"]["tensors"]
+        for c, s in zip(trainer.progress.costs, trainer.progress.snapshots, strict=True)
+    }
+    name = f"heads.{m}.weight"
+    assert not torch.equal(tensors[f"alone/{m}"][name], tensors[f"follow/{m}"][name])
+
+
+def test_joint_training_without_weight_is_the_joint_loss_of_summed_branches() -> None:
+    """``decoupled=false`` at weights 0: ``joint`` with sum fusion, from the same initial weights, bit for bit."""
+
+    class Same(UDI):
+        def begin_phase(self) -> None:
+            super().begin_phase()
+            if self.task.phase.name == "joint":
+                for m in self.modalities:
+                    self.model.encoders[m].load_state_dict(self.task.make_encoder(m).state_dict())
+                    self.heads[m].load_state_dict(self.start[m])
+
+        def setup(self, task: Task) -> None:
+            super().setup(task)
+            self.start = {m: copy.deepcopy(task.model.fusion.out[m].state_dict()) for m in task.modalities}
+
+    options = brief(decoupled=False, weights="static", alpha_con=0, alpha_com=0)
+    trainer = make_trainer(small(), Same, options, fusion="sum", **BRIEF)
+    trainer.run()
+    plain = make_trainer(small(), "joint", fusion="sum", **BRIEF)
+    plain.run()
+    found, expected = trainer.progress.snapshots[-1]["last"]["tensors"], plain.progress.snapshots[0]["last"]["tensors"]
+    for m in ("audio", "visual"):
+        assert torch.equal(found[f"heads.{m}.weight"], expected[f"model.fusion.out.{m}.weight"])
+        names = [n for n in expected if n.startswith(f"model.encoders.{m}.")]
+        assert names
+        assert all(torch.equal(found[n], expected[n]) for n in names)
+
+
+def test_one_modality_is_that_modality_alone() -> None:
+    bundle = small(1)
+    for values in ({}, {"fusion": "classifier"}, {"decoupled": False}):
+        result, strategy = train(bundle, "udi", brief(**values), **BRIEF)
+        other, unimodal = train(bundle, "unimodal", **BRIEF)
+        assert strategy.facts()["anchor"] == "audio"
+        assert result["curves"] == other["curves"]
+        found, expected = result["readings"]["best_val"], other["readings"]["best_val"]
+        assert found["epochs"] == expected["epochs"]
+        assert found["test"]["loss"] == expected["test"]["loss"]
+        assert all(found["predictions"][n] == v for n, v in expected["predictions"].items())
+        inputs = bundle.test.inputs
+        assert torch.equal(strategy.eval().predict(inputs).logits, unimodal.eval().predict(inputs).logits)
+        assert UDI.planned_epochs(strategy.options, 2, ["audio"]) == 2
+
+
+def test_followers_come_in_descending_order_of_accuracy() -> None:
+    strategy: Any = make_trainer(tiny_bundle(3, n=(48, 16, 16)), "udi", brief()).strategy
+    strategy.alone_accuracy.copy_(torch.tensor([0.5, 0.7, 0.6]))
+    strategy.alone_entropy.copy_(torch.tensor([0.1, 1.0, 1.0]))
+    assert strategy.order == ["visual", "text", "audio"]
+    assert [strategy.phase(i).guides for i in (3, 4)] == [("visual",), ("visual", "text")]
+    assert strategy.phase(5) is None
+    strategy.alone_accuracy.copy_(torch.tensor([0.698, 0.7, 0.6]))  # within half a point the entropy decides
+    assert strategy.order == ["audio", "visual", "text"]
+    strategy.alpha.fill_(1.0)  # nothing that later phases write can change it, or a resumed run would differ
+    assert strategy.order == ["audio", "visual", "text"]
+
+
+@pytest.mark.parametrize("name", ["visual", "audio"])
+def test_the_anchor_can_be_named(name: str) -> None:
+    result, strategy = train(small(), "udi", brief(anchor=name), **BRIEF)
+    assert strategy.facts()["anchor"] == name
+    other = "audio" if name == "visual" else "visual"
+    phases = [c["phase"] for c in result["curves"]]
+    assert phases == ["alone/audio"] * 2 + ["alone/visual"] * 2 + [f"follow/{other}"] * 2
+
+
+def test_facts_are_what_validation_said() -> None:
+    """Of the kept epoch of each branch; and the anchor follows from them."""
+    bundle = tiny_bundle(3, n=(48, 64, 16))
+    result, strategy = train(bundle, "udi", brief(), epochs=3)
+    facts = json.loads(json.dumps(strategy.facts()))
+    assert list(facts) == ["anchor", "validation_accuracy", "validation_entropy"]
+    for m, accuracy in facts["validation_accuracy"].items():
+        best = max(c["val"]["accuracy"] for c in result["curves"] if c["phase"] == f"alone/{m}")
+        assert accuracy == pytest.approx(best, abs=1e-6)
+        assert 0 < facts["validation_entropy"][m] <= math.log(3)
+    assert facts["validation_accuracy"]["audio"] > facts["validation_accuracy"]["visual"] + 0.005
+    assert facts["anchor"] == "audio"
+    with torch.no_grad():
+        p = strategy.eval().branch("audio", bundle.val.inputs)[1].softmax(1)
+    assert facts["validation_entropy"]["audio"] == pytest.approx(float(-(p * p.log()).sum(1).mean()), rel=1e-5)
+
+
+class Stopped(UDI):
+    """Is killed in the middle of an epoch of its last phase of followers."""
+
+    countdown = -1
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        if self.task.phase.name in ("follow/text", "joint") and self.task.epoch == 2:
+            Stopped.countdown -= 1
+            if Stopped.countdown == 0:
+                raise Enough
+        return super().step(batch)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"controller": "batch", "followers": "independent"}, {"fusion": "classifier"}, {"decoupled": False}],
+    ids=["default", "batch", "classifier", "joint"],
+)
+@pytest.mark.parametrize("noisy", [True, False])
+def test_resume_in_a_follower_phase(tmp_path: Path, values: dict[str, Any], noisy: bool) -> None:
+    """Same weights, q, state of q's Adam, curves, predictions and passes as without the interruption."""
+    bundle = tiny_bundle(3, n=(48, 16, 16))
+    bundle = augmented(bundle) if noisy else bundle
+    options = brief(anchor="audio", follower_epochs=4, **values)
+    Stopped.countdown = -1
+    whole = make_trainer(bundle, Stopped, options, tmp_path / "whole", **BRIEF)
+    expected = whole.run()["result"]
+    Stopped.countdown = 2
+    with pytest.raises(Enough):
+        make_trainer(bundle, Stopped, options, tmp_path / "cut", **BRIEF).run()
+    again = make_trainer(bundle, Stopped, options, tmp_path / "cut", **BRIEF)
+    found = again.run()["result"]
+    assert comparable(found) == comparable(expected)
+    assert state_digest(again.strategy) == state_digest(whole.strategy)
+
+
+@pytest.mark.parametrize("first", ["unimodal", "ensemble"])
+def test_first_phase_is_that_of_unimodal_and_ensemble(tmp_path: Path, first: str) -> None:
+    bundle = small(3)
+    alone = make_trainer(bundle, "udi", brief(), **BRIEF)
+    expected = alone.run()["result"]
+    train(bundle, first, store=tmp_path, **BRIEF)
+    reusing = make_trainer(bundle, "udi", brief(), tmp_path, **BRIEF)
+    found = reusing.run()["result"]
+    reused = [c["reused_from"] is not None for c in reusing.progress.costs]
+    assert reused == [True] * 3 + [False] * 2
+    assert comparable(found) == comparable(expected)
+    assert state_digest(reusing.strategy) == state_digest(alone.strategy)
+
+
+def test_prediction_is_the_sum_of_the_branches() -> None:
+    bundle = tiny_bundle(3, n=(48, 16, 16))
+    result, strategy = train(bundle, "udi", brief(), **BRIEF)
+    inputs = bundle.test.inputs
+    with torch.no_grad():
+        output = strategy.eval().predict(inputs)
+        z = {m: strategy.heads[m](strategy.model.encoders[m](inputs[m])) for m in inputs}
+        torch.testing.assert_close(output.logits, sum(z.values()), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(sum(strategy.shares(output.features).values()), output.logits)
+        assert torch.equal(strategy.predict({"visual": inputs["visual"]}).logits, z["visual"])
+    assert math.isfinite(result["readings"]["best_val"]["test"]["loss"])
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "checkpoint": {"checkpoint": "last"},
+    "anchor": {"anchor": "visual"},  # audio by itself
+    "weights": {"weights": "static"},
+    "alpha_con": {"weights": "static", "alpha_con": 1},
+    "alpha_com": {"weights": "static", "alpha_com": 1},
+    "task_loss": {"task_loss": "own"},
+    "controller": {"controller": "batch"},
+    "decoupled": {"decoupled": False},
+    "followers": {"followers": "independent"},
+    "information": {"information": "as_written"},
+    "q_hidden": {"q_hidden": 32},
+    "q_steps": {"q_steps": 3},
+    "warm_start": {"warm_start": True},
+    "follower_epochs": {"follower_epochs": 3},
+    "fusion": {"fusion": "classifier"},
+}
+BASES = {"alpha_con": "static", "alpha_com": "static", "followers": "three"}
+
+
+def outcome(values: dict[str, Any], base: str) -> str:
+    bundle = tiny_bundle(3 if base == "three" else 2, n=(48, 16, 16), seed=9)
+    trainer = make_trainer(bundle, "udi", brief(**values), epochs=5, batch_size=12)
+    result = trainer.run()["result"]
+    return comparable(result["curves"]) + comparable(result["readings"]) + state_digest(trainer.strategy.heads)
+
+
+@pytest.fixture(scope="module")
+def default_outcomes() -> dict[str, str]:
+    bases = ("dynamic", "static", "three")
+    return {base: outcome({"weights": "static"} if base == "static" else {}, base) for base in bases}
+
+
+def test_every_option_is_tried_below() -> None:
+    assert set(OTHERS) == {f.name for f in dataclasses.fields(UDIOptions)}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_no_option_is_without_effect(name: str, default_outcomes: dict[str, str]) -> None:
+    base = BASES.get(name, "dynamic")
+    assert outcome(OTHERS[name], base) != default_outcomes[base]
+
+
+def test_progressive_is_independent_until_there_is_a_second_follower() -> None:
+    for modalities in (2, 3):
+        found = {}
+        for followers in ("independent", "progressive"):
+            trainer = make_trainer(live(small(modalities)), "udi", brief(anchor="audio", followers=followers), **BRIEF)
+            result = trainer.run()["result"]
+            order = trainer.strategy.order
+            found[followers] = [branch(trainer, m) for m in order]
+        same = [a == b for a, b in zip(found["independent"], found["progressive"], strict=True)]
+        assert same == [True, True, False][:modalities]
+    forward = {m: result["passes"]["forward"][m] for m in order}
+    assert list(forward.values()) == [72 + 2 * 72, 72 + 72 + 72, 72 + 72]
+
+
+# -- what followers see of their guides --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("followers", ["independent", "progressive"])
+def test_guides_read_the_split_once_where_nothing_is_augmented(followers: str) -> None:
+    """In float64; batches of another size may round the last bit of a convolution otherwise."""
+    runs = {}
+    for view in ("batch", "once"):
+        bundle = small(3, dtype=torch.float64)
+        trainer = make_trainer(
+            live(bundle) if view == "batch" else bundle, "udi", brief(anchor="audio", followers=followers), **BRIEF
+        )
+        runs[view] = trainer.run()["result"], dict(trainer.strategy.state_dict()), trainer.strategy.order
+    for name, value in runs["batch"][1].items():
+        if isinstance(value, Tensor):
+            torch.testing.assert_close(runs["once"][1][name], value, rtol=1e-9, atol=1e-11)
+    for curve, other in zip(*(runs[view][0]["curves"] for view in runs), strict=True):
+        assert curve["train"] == pytest.approx(other["train"], rel=1e-8)
+    result, _, order = runs["once"]
+    guided = 36 if followers == "progressive" else 0
+    forward = {m: result["passes"]["forward"][m] for m in order}
+    assert list(forward.values()) == [72 + 2 * 36, 72 + 72 + guided, 72 + 72]
+
+
+# -- the classifier ----------------------------------------------------------------------------------------------------
+
+
+def test_classifier() -> None:
+    """Three updates by hand; nothing but the fusion moves; the prediction is linear in all features."""
+    bundle, seen = small(3, dtype=torch.float64), []
+
+    class Watched(UDI):
+        def step(self, batch: Batch) -> dict[str, Tensor]:
+            if self.task.phase.name != "classifier":
+                return super().step(batch)
+            assert not any(part.training for m in self.modalities for part in self.model.encoders[m].modules())
+            out = self.model.fusion.out
+            if not seen:
+                self.weight, self.bias = (p.detach().clone() for p in (out.weight, out.bias))
+                self.speed = [torch.zeros_like(self.weight), torch.zeros_like(self.bias)]
+            frozen = [branch(trainer, m) for m in self.modalities]
+            with torch.no_grad():
+                f = torch.cat([self.model.encoders[m](x) for m, x in batch.inputs.items()], 1)
+            p = (f @ self.weight.T + self.bias).softmax(1)
+            expected = -p[torch.arange(len(f)), batch.target].log().mean()
+            wrong = (p - F.one_hot(batch.target, 3)) / len(f)
+            logs = super().step(batch)
+            assert float(logs["loss"]) == pytest.approx(float(expected), rel=1e-9)
+            for i, (w, g) in enumerate(((self.weight, wrong.T @ f), (self.bias, wrong.sum(0)))):
+                self.speed[i] = MOMENTUM * self.speed[i] + g + DECAY * w
+                w -= LR * self.speed[i]
+            torch.testing.assert_close(out.weight.detach(), self.weight, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(out.bias.detach(), self.bias, rtol=1e-9, atol=1e-12)
+            assert frozen == [branch(trainer, m) for m in self.modalities]
+            seen.append(expected)
+            return logs
+
+    trainer = make_trainer(bundle, Watched, brief(fusion="classifier"), schedule={"name": "constant"}, **BRIEF)
+    result = trainer.run()["result"]
+    strategy = trainer.strategy
+    assert len(seen) == 6
+    assert [c["phase"] for c in trainer.progress.costs][-1] == "classifier"
+    kept = set(trainer.progress.snapshots[-1]["last"]["tensors"])
+    assert kept == {"model.fusion.out.weight", "model.fusion.out.bias"}
+    assert trainer.progress.costs[-1]["forward"] == dict.fromkeys(bundle.modalities, 72)
+    assert trainer.progress.costs[-1]["backward"] == dict.fromkeys(bundle.modalities, 0)
+    assert len(result["curves"]) == UDI.planned_epochs(strategy.options, 2, list(bundle.modalities)) == 12
+    with torch.no_grad():
+        output = strategy.eval().predict(bundle.test.inputs)
+        features = [strategy.model.encoders[m](x) for m, x in bundle.test.inputs.items()]
+        expected = torch.cat(features, 1) @ strategy.model.fusion.out.weight.T + strategy.model.fusion.out.bias
+        torch.testing.assert_close(output.logits, expected)
+        shares = strategy.shares(output.features)
+        torch.testing.assert_close(sum(shares.values()), output.logits)
+        assert not torch.allclose(shares["audio"], output.unimodal["audio"])
+
+
+def test_the_classifier_changes_nothing_before_its_phase() -> None:
+    found = {}
+    for fusion in ("sum", "classifier"):
+        trainer = make_trainer(small(), "udi", brief(fusion=fusion), **BRIEF)
+        trainer.run()
+        found[fusion] = trainer.progress.curves[:6], [branch(trainer, m) for m in ("audio", "visual")]
+    assert found["sum"] == found["classifier"]
+
+
+def test_cost_in_passes() -> None:
+    """36 samples, 2 epochs: alone 2 x 36 each; a follower 2 x 36, and 2 x 36 of its guide."""
+    result, _ = train(live(small()), "udi", brief(anchor="audio"), **BRIEF)
+    assert result["passes"]["forward"] == {"audio": 72 + 72, "visual": 72 + 72}
+    assert result["passes"]["backward"]["audio"] == 72
+    result, _ = train(small(), "udi", brief(anchor="audio", weights="static", alpha_con=0, alpha_com=0), **BRIEF)
+    assert result["passes"]["forward"] == {"audio": 72, "visual": 144}
+    assert result["passes"]["backward"] == {"audio": 72, "visual": 144}
+
+
+def test_static_weights_leave_out_the_term_they_switch_off() -> None:
+    result, strategy = train(small(), "udi", brief(weights="static", alpha_con=1, alpha_com=0), **BRIEF)
+    logged = set(result["curves"][-1]["train"])
+    assert logged == {"loss", "accuracy", "loss/classification", "loss/consistency", "alpha/consistency"}
+    assert result["curves"][-1]["train"]["alpha/consistency"] == 1
+
+
+def test_a_branch_that_follows_starts_from_its_own_stream() -> None:
+    """Neither from the weights it ended with alone nor from those it began with; warm_start is the former."""
+    firsts = {}
+    for warm in (False, True):
+        trainer = make_trainer(small(), Spied, brief(anchor="audio", warm_start=warm), **BRIEF)
+        began = trainer.strategy.heads["visual"].weight.detach().clone()
+        trainer.run()
+        alone = trainer.progress.snapshots[1]["best_val"]["tensors"]["heads.visual.weight"]
+        firsts[warm] = trainer.strategy.starts[0].branches["visual"][1].weight
+        assert torch.equal(firsts[warm], alone) == warm
+        assert not torch.equal(firsts[warm], began)
+    assert not torch.equal(firsts[False], firsts[True])
+
+
+def test_building_leaves_the_global_stream_alone() -> None:
+    before = torch.get_rng_state()
+    make_trainer(small(3), "udi", brief())
+    assert torch.equal(before, torch.get_rng_state())
