@@ -135,7 +135,9 @@ def load_protocol(
             if section == "run_on":
                 for part, options in given.items():
                     if part not in PARTS:
-                        raise UserError(f"{section}.{owner} of {path} has no section {part!r}{near_misses(part, PARTS)}")
+                        raise UserError(
+                            f"{section}.{owner} of {path} has no section {part!r}{near_misses(part, PARTS)}"
+                        )
                     _check_kind(f"{section}.{owner}.{part} of {path}", options, *OPTIONS)
                     PARTS[part].build(f"{section}.{owner}.{part}", {**(values.get(part) or {}), **options})
     here = (values.get("run_on") or {}).get(dataset, {})

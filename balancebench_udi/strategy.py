@@ -202,8 +202,8 @@ class Strategy(nn.Module):
         version: raised when the method's numbers change; part of every run's key.
         family: none, data, forward, objective, optimization or strategy.
         reference: authors, venue, link.
-        independent_phases: whether no phase rests on an earlier one, so that each is read at its own epoch; else only the
-            last phase is, and earlier ones stand as they were handed over.
+        independent_phases: whether no phase rests on an earlier one, so that each is read at its own epoch; else only
+            the last phase is, and earlier ones stand as they were handed over.
         min_modalities, max_modalities: how many it can work with (None: no upper limit).
     """
 

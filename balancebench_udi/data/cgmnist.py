@@ -51,7 +51,7 @@ class CGMNIST(Dataset):
     def __init__(self, options: CGMNISTOptions | None = None) -> None:
         super().__init__(options)
         if self.options.recipe == FIRST:
-            self.version = 1
+            self.version = 1  # type: ignore[misc]
 
     def load(self, root: Path | None) -> Bundle:
         """Read MNIST and colour it; a few seconds for all of it.
@@ -69,7 +69,11 @@ class CGMNIST(Dataset):
         train, val = (used[part] for part in stratified_holdout(target[used], options.val_share, options.val_seed))
         test = stratified_subset("test_size", test_target, options.test_size)
 
-        parameters = options.as_dict() | {"dataset": self.name, "version": self.version, "colours": MEAN_COLOURS[options.recipe]}
+        parameters = options.as_dict() | {
+            "dataset": self.name,
+            "version": self.version,
+            "colours": MEAN_COLOURS[options.recipe],
+        }
         return Bundle(
             modalities=pair(Affine.normalise((0.1307,), (0.3081,)), 28),
             classes=tuple("0123456789"),

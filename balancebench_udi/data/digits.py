@@ -63,7 +63,11 @@ class Digits(Dataset):
         share = options.val_share / (1 - options.test_share)
         train, val = (rest[part] for part in stratified_holdout(target[rest], share, options.val_seed))
 
-        parameters = options.as_dict() | {"dataset": self.name, "version": self.version, "colours": MEAN_COLOURS[options.recipe]}
+        parameters = options.as_dict() | {
+            "dataset": self.name,
+            "version": self.version,
+            "colours": MEAN_COLOURS[options.recipe],
+        }
         return Bundle(
             modalities=pair(Affine.normalise((0.3053,), (0.3759,)), 8),
             classes=tuple("0123456789"),

@@ -70,7 +70,9 @@ class Spied(UDI):
         if self.follows:
             phase: Any = self.task.phase
             pairs = [(g, m) for m in phase.followers for g in phase.guides]
-            branches = {m: (copy.deepcopy(self.model.encoders[m]), copy.deepcopy(self.heads[m])) for m in self.modalities}
+            branches = {
+                m: (copy.deepcopy(self.model.encoders[m]), copy.deepcopy(self.heads[m])) for m in self.modalities
+            }
             q = {(g, m): [p.detach().clone() for p in self.aux_q[f"{g}>{m}"].parameters()] for g, m in pairs}
             self.starts.append(Start(branches, phase.guides, phase.followers, q))
 
@@ -280,7 +282,7 @@ def test_first_updates_equal_the_loop(modalities: int, seed: int, values: dict[s
             for name, number in logs.items():
                 assert float(reported[name]) == pytest.approx(number, rel=1e-8, abs=1e-10), name
             alphas.append((logs["alpha/consistency"], logs["alpha/complementarity"]))
-    assert any(0.001 < con and 0.001 < com for con, com in alphas), alphas  # both terms at once: worth its name
+    assert any(min(con, com) > 0.001 for con, com in alphas), alphas  # both terms at once: worth its name
 
 
 # -- helpers of the invariants ---------------------------------------------------------------------------------------
@@ -767,7 +769,7 @@ def test_cost_in_passes() -> None:
 
 
 def test_static_weights_leave_out_the_term_they_switch_off() -> None:
-    result, strategy = train(small(), "udi", brief(weights="static", alpha_con=1, alpha_com=0), **BRIEF)
+    result, _ = train(small(), "udi", brief(weights="static", alpha_con=1, alpha_com=0), **BRIEF)
     logged = set(result["curves"][-1]["train"])
     assert logged == {"loss", "accuracy", "loss/classification", "loss/consistency", "alpha/consistency"}
     assert result["curves"][-1]["train"]["alpha/consistency"] == 1

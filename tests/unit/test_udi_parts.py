@@ -1,6 +1,7 @@
 """Consistency, weights from gradients, the choice of the anchor, and the options of UDI.
 
-Bugs planted to see these tests fail: KL(m || p) in the place of KL(p || m); the anchor by entropy alone; a strict tolerance.
+Bugs planted to see these tests fail: KL(m || p) in the place of KL(p || m); the anchor by entropy alone; a strict
+tolerance.
 """
 
 import math
