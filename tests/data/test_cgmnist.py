@@ -69,9 +69,9 @@ def test_colours(bundle):
         colours = train[target == c]
         # truncation moves the mean inwards, of a mean at the edge by 0.8 standard deviations
         assert (colours.mean(0) - means[c]).abs().max() < 0.8 * 0.03**0.5 + 0.01
-    inside = train[target == 7, 1]  # green of the eighth colour is far from 0 and 1
+    inside = train[target == 1, 1]  # green of the second colour is far from 0 and 1
     assert inside.var().item() == pytest.approx(0.03, rel=0.1)
-    assert (torch.cdist(train, means).argmin(1) == target).float().mean() > 0.7
+    assert (torch.cdist(train, means).argmin(1) == target).float().mean() > 0.65
     for split in (bundle.val, bundle.test):
         nearest = torch.cdist(mean_colour(split), means).argmin(1)
         table = torch.zeros(10, 10).index_put_((split.target, nearest), torch.ones(len(split)), accumulate=True)
