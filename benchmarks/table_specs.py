@@ -24,6 +24,7 @@ from benchmarks.command import PROTOCOLS, PUBLISHED, parse_settings
 from benchmarks.run import parse_seeds, parser, run_overrides
 
 TABLES = Path(__file__).resolve().parent / "tables"
+FORMER = TABLES.parent / "former.yaml"
 VALUES = tuple(name for name in (*SCORES, *DERIVED, *COSTS) if name not in ("device_type", "device", "torch", "commit"))
 """What a table can show; a name that ends in ``/`` stands for all that begin with it."""
 
@@ -62,6 +63,7 @@ class Row:
             row with such entries exists on these datasets only.
         epochs: a number, or a multiple of the column's, such as ``2x``.
         fusion: instead of the column's.
+        version: of the method, where runs of a former one are shown; its options are those of ``benchmarks/former.yaml``.
         note: what there is to say about it.
     """
 
@@ -70,12 +72,18 @@ class Row:
     set: Mapping[str, Any] = field(default_factory=dict)
     epochs: int | str | None = None
     fusion: str | None = None
+    version: int | None = None
     note: str = ""
+
+    @property
+    def former(self) -> bool:
+        """Whether its runs are of a version that can be shown and no longer be trained."""
+        return self.version is not None and self.version != registry.methods.get(self.method).version
 
     @property
     def plain(self) -> bool:
         """Whether it is the method as the protocol has it, which published numbers can stand beside."""
-        return not self.set and self.epochs is None
+        return not self.set and self.epochs is None and not self.former
 
     @property
     def about(self) -> str:
@@ -87,7 +95,8 @@ class Row:
                 parts.append(f"{', '.join(f'{k} {_text(v)}' for k, v in value.items())} on {name}")
             else:
                 parts.append(f"{name} {_text(value)}")
-        made = f"{self.method} with {'; '.join(parts)}." if parts else ""
+        name = f"{self.method}, version {self.version}," if self.former else self.method
+        made = f"{name} with {'; '.join(parts)}." if parts else f"{name.rstrip(',')}." if self.former else ""
         return " ".join(filter(None, [made, self.note]))
 
 
@@ -224,6 +233,7 @@ KINDS: dict[str, tuple[type, str]] = {
     **dict.fromkeys(("set", "encoders"), (dict, "names with values")),
     **dict.fromkeys(("name", "title", "about", "select", "dataset", "protocol", "method", "note"), (str, "text")),
     **dict.fromkeys(("fusion", "precision"), (str, "a name")),
+    "version": (int, "a whole number"),
 }
 """What a key of a table, a row or a column must hold."""
 
@@ -324,7 +334,7 @@ def wanted(row: Row, column: Column, select: str) -> Wanted:
     Raises:
         UserError: an option, a protocol or a name that ``run.py`` would refuse.
     """
-    given = namespace(column, [row], select)
+    given = namespace(column, [dataclasses.replace(row, set={}) if row.former else row], select)
     settings = parse_settings(given.set, [row.method, column.dataset])
     protocol = load_protocol(given.protocol, PROTOCOLS, run_overrides(given, settings), column.dataset)
     check_names(protocol, registry.methods.names(), registry.datasets.names())
@@ -347,13 +357,30 @@ def wanted(row: Row, column: Column, select: str) -> Wanted:
         "dataset_version": dataset.version,
         "dataset_options": dataset.options.as_dict(),
         "method": row.method,
-        "method_version": method.version,
-        "method_options": chosen.as_dict(),
+        "method_version": row.version if row.former else method.version,
+        "method_options": _former_options(row, column) if row.former else chosen.as_dict(),
         "optimizer": protocol.optimizer.as_dict(),
         "schedule": protocol.schedule.as_dict(),
         **run,
     }
     return Wanted(spec, _encoders(protocol, column), protocol)
+
+
+def _former_options(row: Row, column: Column) -> dict[str, Any]:
+    """Every option of a former version of the row's method.
+
+    Raises:
+        UserError: a version that no record is of, or an option that it had not.
+    """
+    versions = yaml.safe_load(FORMER.read_text()).get(row.method, {})
+    if row.version not in versions:
+        known = ", ".join(map(str, [*versions, registry.methods.get(row.method).version]))
+        raise UserError(f"version of {row.name!r}, a row, must be one of {known} of {row.method}, found {row.version}")
+    had, given = versions[row.version], options(row, column)
+    for name in given:
+        if name not in had:
+            raise UserError(f"{row.method}, version {row.version}, had no option {name!r}{near_misses(name, had)}")
+    return {**had, **given}
 
 
 def check_modalities(row: Row, column: Column, runs: Wanted, modalities: Sequence[str]) -> None:
@@ -367,6 +394,8 @@ def check_modalities(row: Row, column: Column, runs: Wanted, modalities: Sequenc
             raise UserError(
                 f"{column.dataset} of {column.name!r}, a column, has no modality {m!r}{near_misses(m, modalities)}"
             )
+    if row.former:
+        return
     method = registry.methods.get(row.method)
     chosen = method.Options.build(row.method, dict(runs.spec["method_options"]))
     try:

@@ -390,7 +390,8 @@ def train(table: Table, archive: Archive, given: argparse.Namespace) -> tuple[bo
     everything = list(places(table, archive))
     for column in table.columns:
         mine = [place for place in everything if place.column is column]
-        queue = groups(place.row for place in mine if place.wanted and len(place.records) < count)
+        lacking = [p.row for p in mine if p.wanted and not p.row.former and len(p.records) < count]
+        queue = groups(lacking)
         precision = next((r["spec"]["precision"] for place in mine for r in place.records), None)
         more = {"seeds": table.seeds, "data_root": given.data_root, "out": archive.store.root, "jobs": given.jobs}
         while queue:
