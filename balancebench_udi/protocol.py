@@ -9,7 +9,11 @@ one, which come over them::
       cremad:
         pmr: {alpha: 2.0}  # on cremad, where the window stays [0, 0.6]
 
-Options of the command line come over both.
+Options of the command line come over both. ``run_on`` does the same for the sections ``run``, ``optimizer`` and
+``schedule``, where a paper has other settings on one dataset::
+
+    run_on:
+      ucf101: {optimizer: {lr: 0.001}}
 """
 
 from __future__ import annotations
@@ -62,6 +66,8 @@ class Protocol:
         encoders: modality -> {"name": ..., options}; modalities not named get their dataset's default.
         datasets, methods: name -> options that this protocol sets.
         methods_on: dataset -> method -> options that it sets on this dataset alone, over those of ``methods``.
+        run_on: dataset -> section -> options that it sets on this dataset alone; already in ``run``, ``optimizer`` and
+            ``schedule`` where the protocol was loaded for that dataset.
         published: rows shown beside ours: label, accuracy in percent, source, protocol; never part of a mean.
     """
 
@@ -75,6 +81,7 @@ class Protocol:
     datasets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     methods_on: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    run_on: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     published: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def options_on(self, dataset: str) -> dict[str, dict[str, Any]]:
@@ -84,19 +91,25 @@ class Protocol:
 
 
 OPTIONS = (dict, "options with values")
+PARTS: dict[str, type[Options]] = {"run": RunOptions, "optimizer": Optimizer, "schedule": Schedule}
+"""Section of options that every run has -> what it holds."""
 OWNED: dict[str, tuple[type, str]] = {
     **dict.fromkeys(("encoders", "datasets", "methods"), OPTIONS),
     "methods_on": (dict, "methods with options"),
+    "run_on": (dict, "sections with options"),
     "published": (list, "a list of rows"),
 }
 """Section of names -> what each of them must hold."""
 SECTIONS = ("version", "about", "run", "optimizer", "schedule", *OWNED)
 
 
-def load_protocol(name: str, folder: Path, overrides: Mapping[str, Mapping[str, Any]]) -> Protocol:
+def load_protocol(
+    name: str, folder: Path, overrides: Mapping[str, Mapping[str, Any]], dataset: str | None = None
+) -> Protocol:
     """Protocol ``name`` of ``folder`` (or a path to a YAML file), with single options replaced.
 
     Args:
+        dataset: the one that runs are planned on, whose ``run_on`` counts; None: of no dataset in particular.
         overrides: section (``run``, ``optimizer``, ``schedule``) -> {option: value}.
 
     Raises:
@@ -110,10 +123,12 @@ def load_protocol(name: str, folder: Path, overrides: Mapping[str, Mapping[str, 
     if escape_controls(path.stem) != path.stem:
         raise UserError(f"the name of a protocol must be of printable characters, found {found(path.stem)}: rename it")
     _check_sections(path, values)
+    here = (values.get("run_on") or {}).get(dataset, {})
 
     def parts(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        sections: dict[str, type[Options]] = {"run": RunOptions, "optimizer": Optimizer, "schedule": Schedule}
-        return {s: c.build(s, {**(values.get(s) or {}), **changes.get(s, {})}) for s, c in sections.items()}
+        return {
+            s: c.build(s, {**(values.get(s) or {}), **here.get(s, {}), **changes.get(s, {})}) for s, c in PARTS.items()
+        }
 
     wanted = parts(overrides)
     rest: dict[str, Any] = {s: values.get(s) or {} for s in OWNED}
@@ -145,6 +160,12 @@ def _check_sections(path: Path, values: Mapping[str, Any]) -> None:
             if section == "methods_on":
                 for method, options in given.items():
                     _check_kind(f"{section}.{owner}.{method} of {path}", options, *OPTIONS)
+            if section == "run_on":
+                for part, options in given.items():
+                    if part not in PARTS:
+                        raise UserError(f"{where} has no section {found(part)}{near_misses(part, PARTS)}")
+                    _check_kind(f"{section}.{owner}.{part} of {path}", options, *OPTIONS)
+                    PARTS[part].build(f"{section}.{owner}.{part}", {**(values.get(part) or {}), **options})
             if section == "encoders" and not isinstance(given.get("name", ""), str):
                 raise UserError(f"the name in {where} must be that of an encoder, found {found(given['name'])}")
             if section == "published":
@@ -199,6 +220,7 @@ def check_names(protocol: Protocol, methods: Collection[str], datasets: Collecti
         UserError: such a name, with near misses.
     """
     asked = [("datasets", "dataset", name) for name in protocol.datasets]
+    asked += [("run_on", "dataset", name) for name in protocol.run_on]
     asked += [("methods", "method", name) for name in protocol.methods]
     for dataset, given in protocol.methods_on.items():
         asked += [("methods_on", "dataset", dataset)]

@@ -202,6 +202,8 @@ class Strategy(nn.Module):
         version: raised when the method's numbers change; part of every run's key.
         family: none, data, forward, objective, optimization or strategy.
         reference: authors, venue, link.
+        independent_phases: whether no phase rests on an earlier one, so that each is read at its own epoch; else only
+            the last phase is, and earlier ones stand as they were handed over.
         min_modalities, max_modalities: how many it can work with (None: no upper limit).
     """
 
@@ -210,6 +212,7 @@ class Strategy(nn.Module):
     version: ClassVar[int] = 1
     family: ClassVar[str] = "none"
     reference: ClassVar[str] = ""
+    independent_phases: ClassVar[bool] = False
     min_modalities: ClassVar[int] = 1
     max_modalities: ClassVar[int | None] = None
     Options: ClassVar[type[AnyOptions]] = AnyOptions

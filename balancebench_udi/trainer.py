@@ -423,15 +423,16 @@ class Trainer:
         readings: dict[str, Any] = {}
         done: dict[tuple[int, ...], str] = {}
         for reading in READINGS:
-            if any(reading not in s for s in self.progress.snapshots):
+            snapshots = self._composed(reading)
+            if snapshots is None:
                 continue
-            epochs = tuple(s[reading]["epoch"] for s in self.progress.snapshots)
+            epochs = tuple(s["epoch"] for s in snapshots)
             if epochs in done:
                 readings[reading] = readings[done[epochs]]
                 continue
             done[epochs] = reading
-            for snapshot in self.progress.snapshots:
-                load_tensors(self.strategy, snapshot[reading]["tensors"])
+            for snapshot in snapshots:
+                load_tensors(self.strategy, snapshot["tensors"])
             give_back_memory()
             probes = fit_probes(self.strategy, self.loader, self.task.modalities)
             val, test = (
@@ -449,7 +450,7 @@ class Trainer:
                 "test": test.scores,
                 "predictions": {name: pack(values) for name, values in test.predicted.items()},
             }
-        trained = {name for s in self.progress.snapshots for name in s["last"]["tensors"]}
+        trained = {name for s in self.progress.snapshots for name in next(iter(s.values()))["tensors"]}
         sizes = [p.numel() for name, p in self.strategy.named_parameters() if name in trained]
         result = {
             "readings": readings,
@@ -467,10 +468,24 @@ class Trainer:
         state = {n: v.detach().cpu() for n, v in self.strategy.state_dict().items() if not is_auxiliary(n)}
         kept: dict[str, dict[str, Tensor]] = {}
         for reading in READINGS:
-            if all(reading in snapshot for snapshot in self.progress.snapshots):
-                trained = {n: v for s in self.progress.snapshots for n, v in s[reading]["tensors"].items()}
-                kept[reading] = {**state, **trained}
+            if (snapshots := self._composed(reading)) is not None:
+                kept[reading] = {**state, **{n: v for s in snapshots for n, v in s["tensors"].items()}}
         return kept
+
+    def _composed(self, reading: str) -> list[dict[str, Any]] | None:
+        """The snapshots that a reading is made of, one a phase; None where the run has no such reading.
+
+        What a later phase was trained on is what it is read with: of a chain only the last phase has readings, and
+        earlier ones stand as they were handed over. Independent phases have a reading each.
+        """
+        *earlier, last = self.progress.snapshots
+        if self.strategy.independent_phases:
+            found = [*earlier, last]
+            return [s[reading] for s in found] if all(reading in s for s in found) else None
+        if reading not in last:
+            return None
+        kept = [phase.keep for i in range(len(earlier)) if (phase := self.strategy.phase(i)) is not None]
+        return [*(s[keep] for s, keep in zip(earlier, kept, strict=True)), last[reading]]
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put the tensors of one reading of :meth:`weights` in place.

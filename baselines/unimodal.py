@@ -26,6 +26,7 @@ class Unimodal(BranchStrategy):
         "Every modality is trained alone; the prediction is that of the modality which is best on validation. It "
         "is the bar that fusion has to clear."
     )
+    independent_phases = True
     reference = "unimodal baseline of Fan et al., CVPR 2023, arXiv 2211.07089"
 
     best: Tensor
@@ -67,4 +68,5 @@ class Ensemble(BranchStrategy):
         "Every modality is trained alone, then their logits are added. It shows what fusion gives without any "
         "interaction in training."
     )
+    independent_phases = True
     reference = "the phase-one ensemble of UDI, Wang et al., arXiv 2509.02281"

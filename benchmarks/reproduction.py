@@ -89,13 +89,15 @@ def _wanted(
     texts = [f"{option}={value}" for option, value in options]
     settings = parse_settings(texts, [method, dataset])
     changes = {part: settings.get(part, {}) for part in ("optimizer", "schedule")}
-    protocol = load_protocol(name, PROTOCOLS, {"run": {} if fusion is None else {"fusion": fusion}, **changes})
+    changes["run"] = {} if fusion is None else {"fusion": fusion}
+    protocol = load_protocol(name, PROTOCOLS, changes, dataset)
     data, rule = registry.datasets.get(dataset), registry.methods.get(method)
+    chosen = data(data.Options.build(dataset, {**protocol.datasets.get(dataset, {}), **settings.get(dataset, {})}))
     fields = {
         "protocol": protocol.name,
         "protocol_version": protocol.version,
-        "dataset_version": data.version,
-        "dataset_options": _options(data, dataset, protocol.datasets, settings),
+        "dataset_version": chosen.version,
+        "dataset_options": chosen.options.as_dict(),
         "method_version": rule.version,
         "method_options": _options(rule, method, protocol.options_on(dataset), settings),
         "fusion": protocol.run.fusion,

@@ -164,7 +164,7 @@ def make_plan(given: argparse.Namespace) -> tuple[list[Job], Store, torch.device
     """Everything that the command line asks for, checked."""
     methods = registry.methods.load(words(given.methods, "--methods"))
     settings = parse_settings(given.set, [*methods, given.dataset])
-    protocol = load_protocol(given.protocol, PROTOCOLS, run_overrides(given, settings))
+    protocol = load_protocol(given.protocol, PROTOCOLS, run_overrides(given, settings), given.dataset)
     check_names(protocol, registry.methods.names(), registry.datasets.names())
     if given.select == "best_test" and not protocol.run.test_each_epoch:
         raise UserError("--select best_test needs runs that evaluate test every epoch: add --test-each-epoch")

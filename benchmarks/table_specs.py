@@ -26,6 +26,7 @@ from benchmarks.command import PROTOCOLS, PUBLISHED, parse_settings
 from benchmarks.run import parse_seeds, parser, run_overrides
 
 TABLES = Path(__file__).resolve().parent / "tables"
+FORMER = TABLES.parent / "former.yaml"
 VALUES = tuple(name for name in (*SCORES, *DERIVED, *COSTS) if name not in ("device_type", "device", "torch", "commit"))
 """What a table can show; a name that ends in ``/`` stands for all that begin with it."""
 
@@ -64,6 +65,7 @@ class Row:
             row with such entries exists on these datasets only.
         epochs: a number, or a multiple of the column's, such as ``2x``.
         fusion: instead of the column's.
+        version: of the method, where runs of a former one are shown; ``benchmarks/former.yaml`` has its options.
         note: what there is to say about it.
     """
 
@@ -72,12 +74,18 @@ class Row:
     set: Mapping[str, Any] = field(default_factory=dict)
     epochs: int | str | None = None
     fusion: str | None = None
+    version: int | None = None
     note: str = ""
+
+    @property
+    def former(self) -> bool:
+        """Whether its runs are of a version that can be shown and no longer be trained."""
+        return self.version is not None and self.version != registry.methods.get(self.method).version
 
     @property
     def plain(self) -> bool:
         """Whether it is the method as the protocol has it, which published numbers can stand beside."""
-        return not self.set and self.epochs is None
+        return not self.set and self.epochs is None and not self.former
 
     @property
     def about(self) -> str:
@@ -89,7 +97,8 @@ class Row:
                 parts.append(f"{', '.join(f'{k} {_text(v)}' for k, v in value.items())} on {name}")
             else:
                 parts.append(f"{name} {_text(value)}")
-        made = f"{self.method} with {'; '.join(parts)}." if parts else ""
+        name = f"{self.method}, version {self.version}," if self.former else self.method
+        made = f"{name} with {'; '.join(parts)}." if parts else f"{name.rstrip(',')}." if self.former else ""
         return " ".join(filter(None, [made, self.note]))
 
 
@@ -223,6 +232,7 @@ KINDS: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("name", "title", "about", "select", "dataset", "protocol", "method", "note"), (str, "text")),
     **dict.fromkeys(("fusion", "precision"), (str, "a name")),
     "seeds": (str | int, "whole numbers and ranges such as 0-4"),
+    "version": (int, "a whole number"),
 }
 """What a key of a table, a row or a column must hold."""
 TEXTS = ("values", "published", "elsewhere", "caption")
@@ -325,7 +335,7 @@ def epochs(row: Row, column: Column) -> int | None:
     """Epochs of a phase, where they are not the protocol's."""
     if not isinstance(row.epochs, str):
         return row.epochs or column.epochs
-    base = column.epochs or load_protocol(column.protocol, PROTOCOLS, {}).run.epochs
+    base = column.epochs or load_protocol(column.protocol, PROTOCOLS, {}, column.dataset).run.epochs
     return max(1, round(min(base * _factor(row.epochs, found(row.name)), MOST + 1)))
 
 
@@ -335,16 +345,17 @@ def wanted(row: Row, column: Column, select: str) -> Wanted:
     Raises:
         UserError: an option, a protocol or a name that ``run.py`` would refuse.
     """
-    given = namespace(column, [row], select)
+    given = namespace(column, [dataclasses.replace(row, set={}) if row.former else row], select)
     settings = parse_settings(given.set, [row.method, column.dataset])
-    protocol = load_protocol(given.protocol, PROTOCOLS, run_overrides(given, settings))
+    protocol = load_protocol(given.protocol, PROTOCOLS, run_overrides(given, settings), column.dataset)
     check_names(protocol, registry.methods.names(), registry.datasets.names())
-    method, dataset = registry.methods.get(row.method), registry.datasets.get(column.dataset)
+    method, data = registry.methods.get(row.method), registry.datasets.get(column.dataset)
     preset = protocol.options_on(column.dataset)
-    chosen, data = (
-        cls.Options.build(name, {**where.get(name, {}), **settings.get(name, {})}).as_dict()
-        for cls, name, where in ((method, row.method, preset), (dataset, column.dataset, protocol.datasets))
+    chosen, options_of_data = (
+        cls.Options.build(name, {**where.get(name, {}), **settings.get(name, {})})
+        for cls, name, where in ((method, row.method, preset), (data, column.dataset, protocol.datasets))
     )
+    dataset = data(options_of_data)
     if column.encoders and not protocol.name.endswith("+"):
         protocol = dataclasses.replace(protocol, name=f"{protocol.name}+")
     run = dataclasses.asdict(protocol.run)
@@ -355,15 +366,32 @@ def wanted(row: Row, column: Column, select: str) -> Wanted:
         "protocol_version": protocol.version,
         "dataset": column.dataset,
         "dataset_version": dataset.version,
-        "dataset_options": data,
+        "dataset_options": dataset.options.as_dict(),
         "method": row.method,
-        "method_version": method.version,
-        "method_options": chosen,
+        "method_version": row.version if row.former else method.version,
+        "method_options": _former_options(row, column) if row.former else chosen.as_dict(),
         "optimizer": protocol.optimizer.as_dict(),
         "schedule": protocol.schedule.as_dict(),
         **run,
     }
     return Wanted(spec, _encoders(protocol, column), protocol)
+
+
+def _former_options(row: Row, column: Column) -> dict[str, Any]:
+    """Every option of a former version of the row's method.
+
+    Raises:
+        UserError: a version that no record is of, or an option that it had not.
+    """
+    versions = read_yaml(FORMER, "options of former versions").get(row.method, {})
+    had, given = versions.get(str(row.version)), options(row, column)
+    if had is None:
+        known = ", ".join(map(str, [*versions, registry.methods.get(row.method).version]))
+        raise UserError(f"version of {row.name!r}, a row, must be one of {known} of {row.method}, found {row.version}")
+    for name in given:
+        if name not in had:
+            raise UserError(f"{row.method}, version {row.version}, had no option {name!r}{near_misses(name, had)}")
+    return {**had, **given}
 
 
 def check_modalities(row: Row, column: Column, runs: Wanted, modalities: Sequence[str]) -> None:
@@ -377,6 +405,8 @@ def check_modalities(row: Row, column: Column, runs: Wanted, modalities: Sequenc
             raise UserError(
                 f"{column.dataset} of {column.name!r}, a column, has no modality {m!r}{near_misses(m, modalities)}"
             )
+    if row.former:
+        return
     method = registry.methods.get(row.method)
     chosen = method.Options.build(row.method, dict(runs.spec["method_options"]))
     try:

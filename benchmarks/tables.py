@@ -384,7 +384,7 @@ def _about(column: Column, records: Sequence[Record]) -> str:
     """A column in a sentence."""
     if column.dataset not in registry.datasets.names():
         return f"{column.dataset}, which is not here."
-    protocol = load_protocol(column.protocol, PROTOCOLS, {})
+    protocol = load_protocol(column.protocol, PROTOCOLS, {}, column.dataset)
     changes = ", ".join(f"{name} {value}" for name, value in column.set.items())
     data = f"{column.dataset} ({changes})" if changes else column.dataset
     text = f"{data}, protocol {protocol.name} v{protocol.version}"
@@ -414,7 +414,8 @@ def train(table: Table, archive: Archive, given: argparse.Namespace) -> tuple[se
     everything = list(places(table, archive))
     for column in table.columns:
         mine = [place for place in everything if place.column is column]
-        queue = groups(place.row for place in mine if place.wanted and len(place.records) < count)
+        lacking = [p.row for p in mine if p.wanted and not p.row.former and len(p.records) < count]
+        queue = groups(lacking)
         precision = next((r["spec"]["precision"] for place in mine for r in place.records), None)
         more = {"seeds": table.seeds, "data_root": given.data_root, "out": archive.store.root, "jobs": given.jobs}
         while queue:

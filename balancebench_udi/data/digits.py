@@ -9,7 +9,7 @@ import torch
 
 from balancebench_udi.config import option
 from balancebench_udi.data.base import Affine, Bundle, Dataset, fingerprint, stratified_holdout
-from balancebench_udi.data.colour import MEAN_COLOURS, ColourOptions, colour_facts, coloured_split, pair
+from balancebench_udi.data.colour import FIRST, MEAN_COLOURS, ColourOptions, colour_facts, coloured_split, pair
 from balancebench_udi.errors import UserError
 
 
@@ -17,6 +17,12 @@ from balancebench_udi.errors import UserError
 class DigitsOptions(ColourOptions):
     """Options of :class:`Digits`."""
 
+    recipe: str = option(
+        FIRST,
+        "mean colours and law of the jitter: see cgmnist; first, as all recorded runs on digits have",
+        source="ours",
+        choices=tuple(MEAN_COLOURS),
+    )
     test_share: float = option(0.25, "share of every class held out for testing", source="ours", above=0)
     test_seed: int = option(0, "seed of the test split", source="ours", at_least=0)
     val_share: float = option(0.15, "share of every class held out for validation", source="ours", above=0)
@@ -31,7 +37,7 @@ class DigitsOptions(ColourOptions):
 class Digits(Dataset):
     """1797 real digits of 8 x 8 pixels, gray and coloured, needing no download.
 
-    Gray ``[1, 8, 8]`` comes first, then colour ``[3, 8, 8]``, coloured as in CGMNIST
+    Gray ``[1, 8, 8]`` comes first, then colour ``[3, 8, 8]``, coloured by the recipe ``first``
     (:mod:`balancebench_udi.data.colour`) and stored as uint8: scikit-learn's 0..16 scaled to 0..255 and rounded. Gray
     is normalised by the mean and standard deviation of its pixels. Stratified 60 / 15 / 25 % split.
     """
@@ -57,7 +63,11 @@ class Digits(Dataset):
         share = options.val_share / (1 - options.test_share)
         train, val = (rest[part] for part in stratified_holdout(target[rest], share, options.val_seed))
 
-        parameters = options.as_dict() | {"dataset": self.name, "version": self.version, "colours": MEAN_COLOURS}
+        parameters = options.as_dict() | {
+            "dataset": self.name,
+            "version": self.version,
+            "colours": MEAN_COLOURS[options.recipe],
+        }
         return Bundle(
             modalities=pair(Affine.normalise((0.3053,), (0.3759,)), 8),
             classes=tuple("0123456789"),

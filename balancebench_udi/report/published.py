@@ -16,9 +16,9 @@ CONFIDENCES = ("paper", "repository", "third party", "unconfirmed")
 TOLERANCE = 2.0
 """Points within which a mean counts as reproduced, where neither the file nor a standard deviation says so."""
 
-GROUP = ("source", "url", "protocol", "select", "confidence", "run", "tolerance", "rows")
-ROW = ("method", "label", "dataset", "modality", "fusion", "frames", "set", "accuracy", "sd", "note")
-OPTIONAL = ("url", "tolerance", "label", "modality", "fusion", "frames", "set", "sd", "note")
+GROUP = ("source", "url", "protocol", "select", "confidence", "run", "tolerance", "remarks", "rows")
+ROW = ("method", "label", "dataset", "modality", "fusion", "frames", "set", "accuracy", "sd", "f1", "note")
+OPTIONAL = ("url", "tolerance", "remarks", "label", "modality", "fusion", "frames", "set", "sd", "f1", "note")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Claim:
         settings: ``("ogm.alpha", 0.8)`` pairs: the options that our run needs besides those of its protocol.
         frames: of a clip; None where the source does not say.
         url: of the source.
+        f1: macro-F1 in percent; None where none is told. It is never compared with an accuracy.
+        remarks: what does not fit in the numbers of its group, a sentence each.
     """
 
     group: str
@@ -64,6 +66,8 @@ class Claim:
     settings: tuple[tuple[str, Any], ...] = ()
     frames: int | None = None
     url: str = ""
+    f1: float | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def load_published(path: Path) -> list[Claim]:
@@ -111,6 +115,7 @@ def _group(name: str, group: Any) -> list[Claim]:
         "select": group["select"],
         "confidence": group["confidence"],
         "run_protocol": run_protocol,
+        "remarks": _remarks(name, group.get("remarks", [])),
     }
     return [_claim(f"row {i} of {name}", row, settings, tolerance, shared) for i, row in enumerate(group["rows"], 1)]
 
@@ -137,8 +142,15 @@ def _claim(
         note=_text(owner, row, "note"),
         settings=tuple({**settings, **_settings(owner, row.get("set"))}.items()),
         frames=frames,
+        f1=_number(f"f1 of {owner}", row.get("f1")),
         **shared,
     )
+
+
+def _remarks(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
+        raise UserError(f"remarks of {name} must be a list of sentences, found {value!r}")
+    return tuple(" ".join(one.split()) for one in value)
 
 
 def _run(name: str, value: Any) -> tuple[str | None, dict[str, Any]]:

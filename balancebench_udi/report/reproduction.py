@@ -272,6 +272,7 @@ def _row(finding: Finding) -> list[str]:
     told += [] if claim.fusion is None or claim.fusion in claim.label.lower() else [claim.fusion]
     told += [f"{_counted(claim.frames, 'frame')}"] if claim.frames else []
     told += [f"{name} {value}" for name, value in claim.settings] + ([claim.note] if claim.note else [])
+    told += [f"F1 {claim.f1:g}"] if claim.f1 is not None else []
     number = "-" if claim.accuracy is None else f"{claim.accuracy:g}" + ("" if claim.sd is None else f" ± {claim.sd:g}")
     ours = "-" if finding.ours is None else f"{finding.ours}{_precise(finding.ours)}"
     return [claim.dataset, ", ".join(told), number, ours, "-" if gap is None else f"{gap:+z.2f}", finding.verdict]

@@ -2,49 +2,45 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from balancebench_udi.branches import BranchStrategy
 from balancebench_udi.errors import UserError
-from balancebench_udi.grads import gradients
-from balancebench_udi.seeding import derive
+from balancebench_udi.grads import dot, gradients
 from balancebench_udi.strategy import Batch, Phase, Task, accuracy
 from balancebench_udi.udi.club import CLUB
 from balancebench_udi.udi.estimators import Estimators
-from balancebench_udi.udi.losses import alignments, choose_anchor, jensen_shannon, normalised, standard_error
+from balancebench_udi.udi.losses import choose_anchor, jensen_shannon, normalised
 from balancebench_udi.udi.options import AUTO, UDIOptions
 
 __all__ = ["CLUB", "UDI", "UDIOptions"]
 
 TERMS = ("consistency", "complementarity")
-PROBE = "probe"
+CLASSIFIER = "classifier"
+TIE = 0.005
+"""Difference in validation accuracy up to which branches count as similar, and entropy decides. Ours: the paper has no
+number."""
 
 
 @dataclass(frozen=True)
 class Follow(Phase):
-    """The phase in which ``follower`` is trained beside the frozen ``anchors`` (one, unless followers join them)."""
+    """The phase in which ``followers`` (one, unless training is joint) are guided by the ``guides``."""
 
-    anchors: tuple[str, ...] = ()
-    follower: str = ""
+    guides: tuple[str, ...] = ()
+    followers: tuple[str, ...] = ()
 
 
-class Guides(NamedTuple):
-    """Features ``{a: [B, D_a]}`` and logits ``{a: [B, C]}`` of the anchors a."""
+class Read(NamedTuple):
+    """Features ``{m: [B, D_m]}`` and logits ``{m: [B, C]}`` of branches."""
 
     features: dict[str, Tensor]
     logits: dict[str, Tensor]
-
-    def take(self, rows: Tensor) -> Guides:
-        """Those of the samples ``rows``."""
-        return Guides({a: f[rows] for a, f in self.features.items()}, {a: z[rows] for a, z in self.logits.items()})
 
 
 class UDI(BranchStrategy):
@@ -52,69 +48,70 @@ class UDI(BranchStrategy):
 
     No joint loss: *Balanced Multimodal Learning: An Unidirectional Dynamic Interaction Perspective* trains modalities
     one after another, and information flows from the anchor to the followers only. Branch m is an encoder with features
-    ``f^m [B, D_m]`` and a linear head with logits ``z^m [B, C]``, ``p^m = softmax(z^m)``.
+    ``f^m [B, D_m]`` and a linear head with logits ``z^m [B, C]``, ``y^m = softmax(z^m)``.
 
-    1. Every branch is trained alone with cross-entropy. The *anchor* a is the one with the highest validation accuracy;
-       among branches at most ``tie`` points behind, the one with the lowest mean entropy of ``p^m`` (nats), then the
-       first. It is frozen, batch-norm statistics included.
-    2. Every other branch m, a *follower*, starts anew and minimises
+    1. Every branch is trained alone with cross-entropy (Eq. 3). The *anchor* has the highest validation accuracy; among
+       branches at most half a point behind, the lowest mean entropy of ``y^m`` decides. It is frozen.
+    2. The others, the *followers*, are trained in descending order of validation accuracy. Follower m starts anew and
+       minimises (Eq. 12)
 
-       ``L = CE(z^m, y) + alpha_con JS(p^a, p^m) + alpha_com I_CLUB(f^a; f^m)``  (JS: Eq. 4),
+       ``L = CE(z^m, target) + a_con L_con + a_com L_com``,
+       ``L_con = JS(softmax(sum_g z^g), y^m)``  (Eq. 4),  ``L_com = mean_g I_CLUB(f^g; f^m)``  (Eq. 8),
 
-       with JS the Jensen-Shannon divergence and I_CLUB an upper bound of the mutual information (:class:`CLUB`), both
-       in nats. I_CLUB needs ``q(f^m | f^a)``, a network of its own with its own Adam, fitted one step a batch on
-       detached features; features enter it after a layer norm without parameters, and the bound is a mean over
-       dimensions. Its gradient reaches f^m only.
-       At the start of every epoch, on its first batch, with ``g`` the gradients with respect to the follower's encoder,
+       over its guides g: the anchor and the followers before it (A.2, Eq. 26 and 27), all frozen. JS and I_CLUB are in
+       nats, means over the batch. I_CLUB, an upper bound of mutual information from all B^2 pairs (:class:`CLUB`),
+       needs ``q(f^m | f^g)``, a small network for every guide with an Adam of its own, fitted by maximum likelihood on
+       detached features before every step (Algorithm 1, line 14).
+    3. The controller (Eq. 13 to 16) sets both weights by how the gradients agree with that of the *fused* loss
+       ``L_cls = CE(sum_g z^g + z^m, target)``, with respect to the follower alone:
 
-       ``s_k = max(0, <g_cls, g_k>)``,  ``alpha_k = s_k / (s_con + s_com)``, or 0 where both are 0.
+       ``xi_k = max(0, <grad L_cls, grad L_k>)``,  ``a_k = xi_k / (xi_con + xi_com)``, or 0 where both are 0,
 
-       This moves neither weights nor batch-norm statistics nor any generator but the method's own.
-    3. Prediction: ``sum_m z^m``.
+       over the parameters that both gradients have: encoder and head for L_con, the encoder for L_com.
+    4. Prediction: ``sum_m z^m``; with ``fusion=classifier``, which the paper has on CMU-MOSEI, the run's own linear
+       fusion, trained with cross-entropy on all frozen features in a last phase of the run's epochs.
 
-    For M > 2 every follower relates to the anchor alone; followers neither see nor influence one another, in any order.
-    With ``followers=sequential`` those already trained, in the order of fusion, are anchors of the next one as well: JS
-    and I_CLUB are then means over its anchors, with a q for each. With ``fusion=probe`` a last phase of the run's
-    epochs trains the run's own fusion, linear in the features, with cross-entropy, all encoders frozen.
-    With alpha at 0 (``weights=static, alpha_con=0, alpha_com=0``) a follower's training is bit for bit that of a branch
-    alone from the same initial weights. With one modality, UDI is that modality trained alone.
-    ``patience`` ends phases alone and following early, never that of the probe.
+    What the paper leaves open, and our reading: the half point of step 1; that followers start anew (``warm_start``);
+    the mini-batch of the controller, here the first one of an epoch; q's width, and one step of it; the best epoch of a
+    branch, by its own validation accuracy. ``controller=batch`` follows Algorithm 1, where the text of 3.3 has one
+    batch an epoch. Features enter I_CLUB after a layer norm without parameters and I_CLUB is a mean over dimensions,
+    where Eq. 8 has neither (``information=as_written``): without the norm a follower lowers the bound by the size of
+    its features alone, and the sum over dimensions makes a_com follow the width of the encoder. Table 2's "controller
+    only" is ``decoupled=false``: after step 1, which chooses the anchor, all branches start anew and are trained
+    together on ``CE(sum_m z^m, target) + sum_m (a_con L_con + a_com L_com)``, the anchor's outputs detached in both
+    terms.
 
-    The authors' code was not available, nor was the whole paper: what is known of it is the losses, the choice of the
-    anchor, and that alpha are "normalised positive alignments" from one batch an epoch. Every other default is our
-    reading and an option; see :class:`UDIOptions` for the source of each. The first phases are those of every method
-    that trains its branches alone, and are trained once for all of them.
+    With both weights at 0 (``weights=static, alpha_con=0, alpha_com=0``) a follower's training is bit for bit that of a
+    branch alone from the same initial weights. With one modality, UDI is that modality trained alone. The phases of
+    step 1 are those of every method that trains its branches alone, and are trained once for all of them.
 
-    Logs: ``loss``, ``loss/classification``, ``loss/consistency``, ``loss/complementarity`` (nats; unweighted, may be
-    negative while q is untrained), ``loss/q`` (see :meth:`CLUB.learning_loss`), ``alpha/consistency``,
-    ``alpha/complementarity``. A term whose static weight is 0 is neither computed nor logged.
+    Logs: ``loss``, ``loss/classification`` (of the branch, or of all in joint training), ``loss/consistency``,
+    ``loss/complementarity`` (nats; unweighted, may be negative while q is untrained), ``loss/q`` (see
+    :meth:`CLUB.learning_loss`), ``alpha/consistency``, ``alpha/complementarity``; of several followers trained together
+    the means. A term whose static weight is 0 is neither computed nor logged.
 
-    Cost in passes of one encoder: phases alone, 1 forward + 1 backward each; a follower, 1 forward + 1 backward and 1
-    forward of every anchor it has; for every epoch also 1 batch with 1 forward of both and 3 backward of the follower
-    (with ``align=last_block`` of its last block, counted in full; with ``features`` of nothing); once an epoch of
-    forward passes of both for q's warm-up. Where no anchor's data are augmented, or with ``anchor_view=cached``, the
-    anchors' only cost is 1 forward over the training split for every follower. ``fusion=probe`` adds 1 forward of
-    every encoder an epoch of its phase.
-    ``controller_batch=previous`` makes all batches of the previous epoch again where the data are augmented.
+    Cost in passes of one encoder: step 1, 1 forward + 1 backward each; a follower, 1 forward + 1 backward and 1 forward
+    of every guide, once a phase where the guides' data are not augmented; the controller 3 backward of the follower in
+    one batch an epoch (in every batch with ``controller=batch``), counted as one of the batch's.
 
     Raises:
-        UserError: options out of their bounds; an ``anchor`` that is no modality of the dataset; ``fusion=probe`` where
-            the run's own fusion is not linear.
+        UserError: options out of their bounds; an ``anchor`` that is no modality of the dataset; ``fusion=classifier``
+            where the run's own fusion is not linear.
     """
 
     name = "udi"
     idea = (
         "There is no joint loss: the strongest modality is trained alone and frozen, then guides the others. They"
-        " learn to agree with its predictions and to add what its features lack, weighed anew in every batch."
+        " learn to agree with its predictions and to add what its features lack, as far as that helps the fused"
+        " prediction."
     )
-    version = 2
+    version = 3
     family = "strategy"
     reference = "Wang et al., arXiv 2509.02281"
     Options = UDIOptions
 
     alone_accuracy: Tensor
     alone_entropy: Tensor
-    trust: Tensor
     alpha: Tensor
 
     @classmethod
@@ -123,32 +120,29 @@ class UDI(BranchStrategy):
         if options.anchor != AUTO and options.anchor not in modalities:
             known = ", ".join([AUTO, *modalities])
             raise UserError(f"{cls.name}.anchor must be one of {known}, found {options.anchor!r}")
-        if options.fusion == "probe" and not additive:
+        if options.fusion == CLASSIFIER and not additive:
             raise UserError(
-                f"{cls.name}.fusion=probe needs a linear fusion, found one that does not split into shares: "
+                f"{cls.name}.fusion={CLASSIFIER} needs a linear fusion, found one that does not split into shares: "
                 "choose the fusion concat or sum"
             )
 
     @classmethod
     def planned_epochs(cls, options: Any, epochs: int, modalities: Sequence[str]) -> int:
         alone = super().planned_epochs(options, epochs, modalities)
-        probe = epochs if options.fusion == "probe" and len(modalities) > 1 else 0
-        return alone + (len(modalities) - 1) * (options.follower_epochs or epochs) + probe
+        followers = len(modalities) - 1
+        stages = followers if options.decoupled else min(followers, 1)
+        classifier = epochs if options.fusion == CLASSIFIER and followers else 0
+        return alone + stages * (options.follower_epochs or epochs) + classifier
 
     def setup(self, task: Task) -> None:
         super().setup(task)
         count = len(task.modalities)
         self.register_buffer("alone_accuracy", torch.zeros(count))  # on validation, of the branches trained alone
         self.register_buffer("alone_entropy", torch.zeros(count))
-        self.register_buffer("trust", torch.zeros(count))  # validation accuracy of the branches as they now are
-        self.register_buffer("alpha", torch.zeros(len(TERMS)))
-        self.seed = task.generator.initial_seed()
-        self.aux_q = Estimators(self.options, self.model.feature_sizes, self.seed, task.device)
-        self._cached: tuple[str, Guides] | None = None  # not saved: it follows from the anchors' weights
-
-    @property
-    def patience(self) -> int | None:
-        return self.options.patience
+        self.register_buffer("alpha", torch.zeros(count, len(TERMS)))  # a row a modality
+        self.aux_q = Estimators(self.options, self.model.feature_sizes, task.generator.initial_seed(), task.device)
+        self._cached: tuple[str, Read] | None = None  # not saved: it follows from the guides' weights
+        self._first = True  # whether the next step is the first one of an epoch
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -159,19 +153,19 @@ class UDI(BranchStrategy):
         return tuple(term for term, alpha in zip(TERMS, given, strict=True) if alpha > 0)
 
     @property
-    def anchor(self) -> str:
-        """The modality that leads: a function of the options and of what validation said of the branches alone."""
+    def order(self) -> list[str]:
+        """The modalities, anchor first, then by descending validation accuracy of the branches alone."""
+        accuracy = self.alone_accuracy.tolist()
         if self.options.anchor != AUTO:
-            return self.options.anchor
-        accuracy, tie = self.alone_accuracy.tolist(), self.options.tie / 100
-        if self.options.tie_rule == "standard_error":
-            tie = standard_error(max(accuracy), len(self.task.target("val")))
-        return self.modalities[choose_anchor(accuracy, self.alone_entropy.tolist(), tie)]
+            anchor = self.options.anchor
+        else:
+            anchor = self.modalities[choose_anchor(accuracy, self.alone_entropy.tolist(), TIE)]
+        return sorted(self.modalities, key=lambda m: (m != anchor, -accuracy[self.modalities.index(m)]))
 
     def facts(self) -> dict[str, Any]:
         """The anchor, and what validation said of every branch trained alone: accuracy in [0, 1], entropy in nats."""
         return {
-            "anchor": self.anchor,
+            "anchor": self.order[0],
             "validation_accuracy": dict(zip(self.modalities, self.alone_accuracy.tolist(), strict=True)),
             "validation_entropy": dict(zip(self.modalities, self.alone_entropy.tolist(), strict=True)),
         }
@@ -179,222 +173,187 @@ class UDI(BranchStrategy):
     # -- the schedule ------------------------------------------------------------------------------------------------
 
     def phase(self, index: int) -> Phase | None:
-        """Every branch alone, then every follower, both in the order of fusion, then the probe if there is one."""
-        if index < len(self.modalities):
+        """Every branch alone, in the order of fusion; then the followers; then the classifier if there is one."""
+        count = len(self.modalities)
+        if index < count:
             return super().phase(index)
-        anchor = self.anchor
-        followers = [m for m in self.modalities if m != anchor]
-        index -= len(self.modalities)
+        index -= count
+        anchor, *followers = self.order
+        epochs = self.options.follower_epochs or self.task.epochs
+        if not self.options.decoupled:
+            if index > 0 or not followers:
+                return None
+            return Follow(
+                "joint",
+                epochs,
+                trainable=lambda name: any(self.is_branch(m, name) for m in self.modalities),
+                keep=self.options.checkpoint,
+                guides=(anchor,),
+                followers=tuple(followers),
+            )
         if index >= len(followers):
-            return self._probe() if index == len(followers) > 0 and self.options.fusion == "probe" else None
+            return self._classifier() if index == len(followers) > 0 and self.options.fusion == CLASSIFIER else None
         m = followers[index]
-        anchors = (anchor, *followers[:index]) if self.options.followers == "sequential" else (anchor,)
+        guides = (anchor, *followers[:index]) if self.options.followers == "progressive" else (anchor,)
         return Follow(
             f"follow/{m}",
-            self.options.follower_epochs or self.task.epochs,
+            epochs,
             trainable=lambda name: self.is_branch(m, name),
-            modalities=(*anchors, m) if self.terms and not self._reads_once(anchors) else (m,),
-            monitor=(m,) if self.options.select == "follower" else (*anchors, m),
+            modalities=(*guides, m) if self.terms and not self._reads_once(guides) else (m,),
+            monitor=(m,),
             keep=self.options.checkpoint,
-            patience=self.patience,
-            anchors=anchors,
-            follower=m,
+            guides=guides,
+            followers=(m,),
         )
 
-    def _probe(self) -> Phase:
+    def _classifier(self) -> Phase:
         """The run's own fusion on frozen features; every branch is in eval mode and gets no gradient."""
         return Phase(
-            PROBE,
+            CLASSIFIER,
             self.task.epochs,
             trainable=lambda name: name.startswith("model.fusion."),
             keep=self.options.checkpoint,
         )
 
     def begin_phase(self) -> None:
-        """A new follower, a new q and its warm-up, all from streams of this follower's own."""
+        """New followers and new q, each from a stream of its own."""
         phase = self.task.phase
         if not isinstance(phase, Follow):
             return
-        m, options = phase.follower, self.options
-        self.task.generator.manual_seed(derive(self.seed, "follow", m))
-        if not options.warm_start:  # in place: the optimiser holds these tensors
+        options = self.options
+        fresh = phase.followers if options.decoupled else self.modalities
+        for m in () if options.warm_start else fresh:  # in place: the optimiser holds these tensors
             self.model.encoders[m].load_state_dict(self.task.make_encoder(m, "follower", "encoder", m).state_dict())
             self.heads[m].load_state_dict(self.task.make_head(m, "follower", "head", m).state_dict())
-        first = (0.0, 0.0) if options.weights == "dynamic" else (options.alpha_con, options.alpha_com)
-        self.alpha.copy_(torch.tensor(first))
-        if self.terms and self._reads_once(phase.anchors):
-            self._cached = phase.name, self._read_clean(phase)
+        if options.weights == "static":
+            self.alpha.copy_(torch.tensor([options.alpha_con, options.alpha_com]))
         if "complementarity" in self.terms:
-            self.aux_q.renew(phase.anchors, m)
-            if options.q_warmup_epochs:
-                self._warm_up(phase)
+            self.aux_q.renew(phase.guides, phase.followers)
+        if options.decoupled and self.terms and self._reads_once(phase.guides):
+            self._cached = phase.name, self._read_clean(phase)
 
     def begin_epoch(self) -> None:
-        """The controller: the epoch's alpha from one batch, in train mode, leaving everything else as it was."""
-        phase, options = self.task.phase, self.options
-        if not isinstance(phase, Follow) or options.weights == "static":
-            return
-        m, epoch = phase.follower, self.task.epoch
-        previous = options.controller_batch == "previous" and epoch > 0
-        batch = self.task.last_batch(epoch - 1) if previous else self.task.first_batch()
-        encoder: Any = self.model.encoders[m]
-        with _undisturbed(encoder, self.task.device):
-            with torch.set_grad_enabled(options.align != "features"):
-                features = self.model.encode({m: batch.inputs[m]})[m]
-            if options.align == "features":
-                wrt: list[Any] = [features.requires_grad_()]
-            else:
-                wrt = list((encoder if options.align == "encoder" else encoder.last_block()).parameters())
-            losses = self._losses(phase, features, self.heads[m](features), self._guides(phase, batch), batch.target)
-            classification, *others = [gradients(loss, wrt, retain_graph=True) for loss in losses.values()]
-        scores = alignments(classification, others, cosine=options.similarity == "cosine")
-        fresh = normalised(scores, self.alpha if options.unaligned == "hold" else torch.zeros_like(self.alpha))
-        kept = options.smoothing if epoch > 0 else 0.0
-        self.alpha.copy_(kept * self.alpha + (1 - kept) * fresh)
+        self._first = True
 
     def end_phase(self) -> None:
-        """Note what validation says of a branch trained alone, and of a follower where the fusion asks for it."""
+        """Note what validation says of a branch trained alone."""
         phase = self.task.phase
-        if isinstance(phase, Follow):
-            if self.options.fusion == "accuracy_weighted":
-                self.trust[self.modalities.index(phase.follower)] = self.validation(phase.follower)[0]
-            return
-        if phase.name == PROBE:
-            return
-        (m,) = phase.modalities or ()
-        index = self.modalities.index(m)
-        self.alone_accuracy[index], self.alone_entropy[index] = self.validation(m)
-        self.trust[index] = self.alone_accuracy[index]
+        if not isinstance(phase, Follow) and phase.name != CLASSIFIER:
+            (m,) = phase.modalities or ()
+            index = self.modalities.index(m)
+            self.alone_accuracy[index], self.alone_entropy[index] = self.validation(m)
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
+    @property
+    def controls(self) -> bool:
+        """Whether the controller acts in the next step."""
+        return self.options.weights == "dynamic" and (self._first or self.options.controller == "batch")
+
+    def replay_key(self) -> Hashable | None:
+        return (isinstance(self.task.phase, Follow) and self.controls,)
+
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """A branch alone, the probe: cross-entropy. A follower: fit q, the three terms, the optimiser's step."""
+        """A branch alone, the classifier: cross-entropy. A follower: fit q, the controller, the three terms."""
         phase = self.task.phase
-        if not isinstance(phase, Follow) or not self.terms:
+        if not isinstance(phase, Follow):
+            return super().step(batch)
+        if self.options.decoupled and not self.terms:
             return super().step(batch)
         self.task.optimizer.zero_grad(set_to_none=True)
-        features, logits = self.branch(phase.follower, batch.inputs)
-        guides = self._guides(phase, batch)
-        logs: dict[str, Tensor] = {}
-        fits = "complementarity" in self.terms
-        if fits and self.options.q_order == "before":
-            logs["loss/q"] = self.aux_q.fit(guides.features, phase.follower, features)
-        losses = self._losses(phase, features, logits, guides, batch.target)
-        total = losses["classification"]
-        for term, alpha in zip(TERMS, self.alpha.unbind(), strict=True):
-            if term in losses:
-                total = total + alpha * losses[term]
-                logs[f"alpha/{term}"] = alpha
+        if self.options.decoupled:
+            (m,) = phase.followers
+            features, logits = self.branch(m, batch.inputs)
+            read, guides = Read({m: features}, {m: logits}), self._guides(phase, batch)
+            fused = self._together(guides) + logits
+            classification = F.cross_entropy(logits, batch.target)
+        else:
+            every = self.model.encode(batch.inputs)
+            read = Read(every, self.alone(every))
+            (anchor,) = phase.guides
+            guides = Read({anchor: every[anchor].detach()}, {anchor: read.logits[anchor].detach()})
+            fused = self._together(read)
+            classification = F.cross_entropy(fused, batch.target)
+        total, logs = classification, {"loss/classification": classification.detach()}
+        told: dict[str, list[Tensor]] = {}
+        for m in phase.followers:
+            index = self.modalities.index(m)
+            if "complementarity" in self.terms:
+                told.setdefault("loss/q", []).append(self.aux_q.fit(guides.features, m, read.features[m]))
+            losses = self._terms(guides, m, read)
+            if self.controls:
+                task = fused if self.options.task_loss == "fused" else read.logits[m]
+                self.alpha[index] = self._weights(m, F.cross_entropy(task, batch.target), losses)
+            for term, alpha in zip(TERMS, self.alpha[index].clone().unbind(), strict=True):
+                if term in losses:
+                    total = total + alpha * losses[term]
+                    told.setdefault(f"alpha/{term}", []).append(alpha)
+                    told.setdefault(f"loss/{term}", []).append(losses[term].detach())
         total.backward()
         self.task.optimizer.step()
-        if fits and self.options.q_order == "after":
-            logs["loss/q"] = self.aux_q.fit(guides.features, phase.follower, features)
-        logs.update({f"loss/{name}": loss.detach() for name, loss in losses.items()})
-        return {"loss": total.detach(), "accuracy": accuracy(logits, batch.target), **logs}
+        self._first = False
+        logs |= {name: torch.stack(values).mean() for name, values in told.items()}
+        seen = read.logits[phase.followers[0]] if self.options.decoupled else fused
+        return {"loss": total.detach(), "accuracy": accuracy(seen, batch.target), **logs}
 
-    def _reads_once(self, anchors: Sequence[str]) -> bool:
-        """Whether the anchors read the training split once a phase: as asked, or as every batch would say the same."""
-        return self.options.anchor_view == "cached" or not any(self.task.augmented(a) for a in anchors)
+    def _terms(self, guides: Read, m: str, read: Read) -> dict[str, Tensor]:
+        """L_con and L_com of follower m, unweighted scalars in nats, as far as they are in use."""
+        losses = {}
+        if "consistency" in self.terms:
+            leading, own = self._together(guides), read.logits[m]
+            losses["consistency"] = jensen_shannon(F.log_softmax(leading, 1), F.log_softmax(own, 1))
+        if "complementarity" in self.terms:
+            losses["complementarity"] = self.aux_q.bound(guides.features, m, read.features[m])
+        return losses
 
-    def _guides(self, phase: Follow, batch: Batch) -> Guides:
-        """The anchors on the batch, as data."""
-        if self._reads_once(phase.anchors):
-            return self._clean(phase).take(batch.index)
+    def _weights(self, m: str, task: Tensor, losses: Mapping[str, Tensor]) -> Tensor:
+        """The controller: ``a_con, a_com`` from the gradients with respect to branch m."""
+        branch = [*self.model.encoders[m].parameters(), *self.heads[m].parameters()]
+        reference, *others = [gradients(loss, branch, retain_graph=True) for loss in (task, *losses.values())]
+        scores = torch.stack([dot(reference, other) for other in others]).clamp_min(0)
+        return normalised(scores)
+
+    @staticmethod
+    def _together(read: Read) -> Tensor:
+        """Sum of the logits ``[B, C]``."""
+        return torch.stack(list(read.logits.values())).sum(0)
+
+    def _reads_once(self, guides: Sequence[str]) -> bool:
+        """Whether the guides read the training split once a phase, as every batch would say the same."""
+        return not any(self.task.augmented(g) for g in guides)
+
+    def _guides(self, phase: Follow, batch: Batch) -> Read:
+        """The guides on the batch, as data."""
+        if self._reads_once(phase.guides):
+            clean = self._clean(phase)
+            return Read(*({g: x[batch.index] for g, x in part.items()} for part in clean))
         with torch.no_grad():
-            read = {a: self.branch(a, batch.inputs) for a in phase.anchors}
-        return Guides({a: f for a, (f, _) in read.items()}, {a: z for a, (_, z) in read.items()})
+            read = {g: self.branch(g, batch.inputs) for g in phase.guides}
+        return Read({g: f for g, (f, _) in read.items()}, {g: z for g, (_, z) in read.items()})
 
-    def _clean(self, phase: Follow) -> Guides:
-        """The anchors on the clean training split; read again, uncounted, where a resumed run has lost them."""
+    def _clean(self, phase: Follow) -> Read:
+        """The guides on the clean training split; read again, uncounted, where a resumed run has lost them."""
         if self._cached is None or self._cached[0] != phase.name:
             with self.model.passes.paused():
                 self._cached = phase.name, self._read_clean(phase)
         return self._cached[1]
 
-    def _read_clean(self, phase: Follow) -> Guides:
-        features = self.task.collect(lambda batch: self.model.encode(batch.inputs), "train", modalities=phase.anchors)
+    def _read_clean(self, phase: Follow) -> Read:
+        features = self.task.collect(lambda batch: self.model.encode(batch.inputs), "train", modalities=phase.guides)
         with torch.no_grad():
-            return Guides(features, self.alone(features))
-
-    def _losses(
-        self, phase: Follow, features: Tensor, logits: Tensor, guides: Guides, target: Tensor
-    ) -> dict[str, Tensor]:
-        """Classification and the terms in use, unweighted scalars in nats."""
-        losses = {"classification": F.cross_entropy(logits, target)}
-        if "consistency" in self.terms:
-            heat = self.options.temperature
-            log_q = F.log_softmax(logits / heat, 1)
-            gaps = [jensen_shannon(F.log_softmax(z / heat, 1), log_q) for z in guides.logits.values()]
-            losses["consistency"] = torch.stack(gaps).mean()
-        if "complementarity" in self.terms:
-            permutation = self._shuffled(len(target)) if self.options.estimator == "sampled" else None
-            losses["complementarity"] = self.aux_q.bound(guides.features, phase.follower, features, permutation)
-        return losses
-
-    def _shuffled(self, count: int) -> Tensor:
-        return torch.randperm(count, generator=self.task.generator, device=self.task.device)
-
-    def _warm_up(self, phase: Follow) -> None:
-        """Fit q to the features of the initial follower, with batch statistics as in training; nothing else moves."""
-        m, cached = phase.follower, self._reads_once(phase.anchors)
-        encoder = self.model.encoders[m]
-
-        def encode(batch: Batch) -> dict[str, Tensor]:
-            encoder.train(len(batch) > 1)  # a single sample has no batch statistics
-            return self.model.encode(batch.inputs)
-
-        count = len(self.task.target("train"))
-        order = self._shuffled(count)
-        with _undisturbed(encoder, self.task.device):
-            seen = self.task.collect(encode, "train", order, (m,) if cached else (*phase.anchors, m))
-        if cached:
-            seen.update(self._clean(phase).take(order).features)
-        for _ in range(self.options.q_warmup_epochs):
-            for rows in self._shuffled(count).tensor_split(self.task.steps_per_epoch):
-                self.aux_q.fit({a: seen[a][rows] for a in phase.anchors}, m, seen[m][rows])
+            return Read(features, self.alone(features))
 
     # -- read-outs ---------------------------------------------------------------------------------------------------
 
     def shares(self, features: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """The branches' logits, weighted where the fusion weights them, or the probe's; None for mean probabilities."""
-        if self._probes(features):
-            return self.model.fusion.shares(features)
-        logits = self.alone(features)
-        if self.options.fusion in ("sum", "probe") or len(logits) == 1:
-            return logits
-        if self.options.fusion == "mean_probability":
-            return None
-        trust = torch.stack([self.trust[self.modalities.index(m)] for m in logits])
-        weights = (trust / trust.sum().clamp_min(torch.finfo(trust.dtype).tiny)).unbind()
-        return {m: w * z for w, (m, z) in zip(weights, logits.items(), strict=True)}
+        """The branches' logits, or the shares of the classifier where it speaks."""
+        return self.model.fusion.shares(features) if self._classifies(features) else self.alone(features)
 
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Sum of the shares, or the logarithm of the mean of probabilities, over the branches that are given.
+        """Sum of the branches' logits; the classifier's from its phase on, where all branches are given."""
+        return self.model.fusion(features) if self._classifies(features) else super().fuse(features)
 
-        The probe speaks from its phase on, where all branches are given; before, and for some of them, the sum does.
-        """
-        if self._probes(features):
-            return self.model.fusion(features)
-        shares = self.shares(features)
-        if shares is not None:
-            return torch.stack(list(shares.values())).sum(0)
-        log_p = torch.stack([F.log_softmax(z, 1) for z in self.alone(features).values()])
-        return log_p.logsumexp(0) - math.log(len(log_p))
-
-    def _probes(self, features: Mapping[str, Tensor]) -> bool:
-        """Whether the probe predicts: in its phase, which is the last one and at whose end the run is read out."""
+    def _classifies(self, features: Mapping[str, Tensor]) -> bool:
+        """Whether the classifier predicts: in its phase, which is the last one and at whose end the run is read out."""
         phase = getattr(self.task, "phase", None)  # None before training
-        return phase is not None and phase.name == PROBE and len(features) == len(self.modalities)
-
-
-@contextlib.contextmanager
-def _undisturbed(encoder: nn.Module, device: torch.device) -> Iterator[None]:
-    """Passes inside leave the encoder's buffers (batch statistics) and torch's own generators as they were."""
-    saved = [(buffer, buffer.clone()) for buffer in encoder.buffers()]
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
-    finally:
-        for buffer, value in saved:
-            buffer.copy_(value)
+        return phase is not None and phase.name == CLASSIFIER and len(features) == len(self.modalities)

@@ -20,8 +20,6 @@ class CLUB(nn.Module):
         y_size: length of y, which q models.
         hidden: twice the width of the hidden layers, as in the official code's ``CLUB``.
         lr: learning rate of Adam.
-        unit_variance: fix the variance at 1 (``CLUBMean`` of the official code, whose hidden layer is ``hidden`` wide,
-            not half of it).
         reduction: ``mean`` or ``sum`` of the bound over the dimensions of y.
     """
 
@@ -31,22 +29,18 @@ class CLUB(nn.Module):
         y_size: int,
         hidden: int = 512,
         lr: float = 1e-3,
-        unit_variance: bool = False,
         reduction: str = "mean",
     ) -> None:
         super().__init__()
         width = max(1, hidden // 2)
         self.mean = nn.Sequential(nn.Linear(x_size, width), nn.ReLU(), nn.Linear(width, y_size))
-        self.log_variance: nn.Module | None = None
-        if not unit_variance:
-            self.log_variance = nn.Sequential(nn.Linear(x_size, width), nn.ReLU(), nn.Linear(width, y_size), nn.Tanh())
+        self.log_variance = nn.Sequential(nn.Linear(x_size, width), nn.ReLU(), nn.Linear(width, y_size), nn.Tanh())
         self.reduction = reduction
         self.optimizer = torch.optim.Adam(self.parameters(), lr=lr, fused=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance ``[B, D_y]`` of y given x ``[B, D_x]``."""
-        mean = self.mean(x)
-        return mean, torch.zeros_like(mean) if self.log_variance is None else self.log_variance(x)
+        return self.mean(x), self.log_variance(x)
 
     def learning_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """``mean_i sum_d (y - mean)^2 exp(-l) + l``: twice the negative log-likelihood of q, without its constant."""
@@ -62,7 +56,7 @@ class CLUB(nn.Module):
             self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    def bound(self, x: Tensor, y: Tensor, permutation: Tensor | None = None) -> Tensor:
+    def bound(self, x: Tensor, y: Tensor) -> Tensor:
         """Estimate in nats, a scalar; its gradient reaches y and nothing else.
 
         ``1/2 mean_i sum_d exp(-l_i) (mean_j (y_j - mean_i)^2 - (y_i - mean_i)^2)``: pairs (x_i, y_j) of all samples
@@ -71,16 +65,12 @@ class CLUB(nn.Module):
         Args:
             x: ``[B, D_x]``.
             y: ``[B, D_y]``.
-            permutation: ``[B]``; compare with ``y[permutation]`` instead of all y (``CLUBSample``; same expectation).
         """
         with torch.no_grad():  # x is data and q is frozen here
             mean, log_variance = self(x)
-        if permutation is None:  # around the batch mean of y, where the squares of the two sides cancel least
-            centre = y.mean(0)
-            offset = y - centre
-            gap = offset.square().mean(0) - offset.square() + 2 * offset * (mean - centre)
-        else:
-            gap = (y[permutation] - mean).square() - (y - mean).square()
+        centre = y.mean(0)  # around which the squares of the two sides cancel least
+        offset = y - centre
+        gap = offset.square().mean(0) - offset.square() + 2 * offset * (mean - centre)
         value = 0.5 * gap * (-log_variance).exp()
         return value.mean() if self.reduction == "mean" else value.sum(1).mean()
 

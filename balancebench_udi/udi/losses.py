@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from balancebench_udi.grads import dot, norm
-
 ROUNDING = 1e-6
 """Two accuracies whose difference exceeds the tolerance by less than this, of float32 rounding, are within it."""
 
@@ -21,24 +19,10 @@ def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
     return 0.5 * both.sum(1).mean()
 
 
-def alignments(reference: Sequence[Tensor], others: Sequence[Sequence[Tensor]], cosine: bool = False) -> Tensor:
-    """Positive part of the inner product (or cosine) of each gradient in ``others`` with ``reference``, ``[K]``."""
-    products = torch.stack([dot(reference, other) for other in others])
-    if cosine:
-        lengths = torch.stack([norm(other) for other in others]) * norm(reference)
-        products = products / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
-    return products.clamp_min(0)
-
-
-def normalised(scores: Tensor, otherwise: Tensor) -> Tensor:
-    """``scores / sum``, or ``otherwise`` where no score is positive; decided on the device."""
+def normalised(scores: Tensor) -> Tensor:
+    """``scores / sum`` of scores that are not negative, or zeros where none is positive; decided on the device."""
     total = scores.sum()
-    return torch.where(total > 0, scores / total.clamp_min(torch.finfo(total.dtype).tiny), otherwise)
-
-
-def standard_error(accuracy: float, count: int) -> float:
-    """``sqrt(A (1 - A) / N)``: binomial standard error of an accuracy A in [0, 1] on N samples."""
-    return math.sqrt(accuracy * (1 - accuracy) / count)
+    return torch.where(total > 0, scores / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0)
 
 
 def choose_anchor(accuracy: Sequence[float], entropy: Sequence[float], tie: float) -> int:

@@ -12,8 +12,7 @@ from calls import ROOT, content, finish, records, shas, spawn
 from balancebench_udi.store import load_state, save_state
 
 DIGITS = ("--dataset", "digits", "--protocol", "quick", "--device", "cpu", "--checkpoint-every", "0")
-DRAWING_UDI = ("udi", "--set", "udi.weights=static", "--set", "udi.estimator=sampled")
-"""UDI that draws from the method's own stream in every step."""
+UDI = ("udi", "--set", "udi.weights=static")
 MARK = 1000.0
 """Seconds added to a checkpoint's cost, which is no part of a result: a record that has them went on from there."""
 
@@ -55,7 +54,7 @@ def mark(out):
     ("method", "epochs", "stops"),
     [
         (("joint",), 8, [((0, 2), signal.SIGKILL), ((0, 4), signal.SIGINT)]),
-        (DRAWING_UDI, 4, [((0, 2), signal.SIGKILL), ((2, 1), signal.SIGKILL)]),
+        (UDI, 4, [((0, 2), signal.SIGKILL), ((2, 1), signal.SIGKILL)]),
     ],
     ids=["joint", "udi"],
 )

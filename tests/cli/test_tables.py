@@ -175,7 +175,7 @@ def test_the_main_table_has_every_method() -> None:
         ({"method": "ogm", "epochs": "3x"}, {}),
         ({"method": "ogm", "epochs": "0.5x"}, {"epochs": 6}),
         ({"method": "ogm", "set": {"window": [0.0, 0.25], "noise": True}}, {"fusion": "sum"}),
-        ({"method": "udi", "set": {"patience": None, "synthetic": {"anchor": "m1"}}}, {"epochs": 2}),
+        ({"method": "udi", "set": {"follower_epochs": None, "synthetic": {"anchor": "m1"}}}, {"epochs": 2}),
         ({"method": "joint"}, {"precision": "fp32", "encoders": {"m1": {"name": "mlp", "width": 16}}}),
         ({"method": "pmr", "epochs": 4}, {"set": {**DATA, "optimizer.lr": 0.5, "schedule.name": "cosine"}}),
     ],

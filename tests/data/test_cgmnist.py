@@ -62,16 +62,16 @@ def test_splits_are_disjoint_and_hold_every_training_image(bundle, mnist_root):
 
 
 def test_colours(bundle):
-    means = torch.tensor(MEAN_COLOURS) / 255
+    means = torch.tensor(MEAN_COLOURS["published"]) / 255
     some = bundle.train.take(torch.arange(20000))
     train, target = mean_colour(some), some.target
     for c in range(10):
         colours = train[target == c]
-        # clipping moves the mean inwards by at most 0.4 standard deviations
-        assert (colours.mean(0) - means[c]).abs().max() < 0.4 * 0.03**0.5 + 0.01
-    inside = train[target == 7, 1]  # green of the eighth colour is far from 0 and 1
+        # truncation moves the mean inwards, of a mean at the edge by 0.8 standard deviations
+        assert (colours.mean(0) - means[c]).abs().max() < 0.8 * 0.03**0.5 + 0.01
+    inside = train[target == 1, 1]  # green of the second colour is far from 0 and 1
     assert inside.var().item() == pytest.approx(0.03, rel=0.1)
-    assert (torch.cdist(train, means).argmin(1) == target).float().mean() > 0.7
+    assert (torch.cdist(train, means).argmin(1) == target).float().mean() > 0.65
     for split in (bundle.val, bundle.test):
         nearest = torch.cdist(mean_colour(split), means).argmin(1)
         table = torch.zeros(10, 10).index_put_((split.target, nearest), torch.ones(len(split)), accumulate=True)
@@ -83,7 +83,7 @@ def test_validation_with_the_training_colours(bundle, mnist_root):
     options = {"train_size": 3000, "test_size": 500}
     honest = CGMNIST(CGMNISTOptions(**options)).load(mnist_root)
     labelled = CGMNIST(CGMNISTOptions(val_colour="label", **options)).load(mnist_root)
-    means = torch.tensor(MEAN_COLOURS) / 255
+    means = torch.tensor(MEAN_COLOURS["published"]) / 255
     told = {
         name: (torch.cdist(mean_colour(b.val), means).argmin(1) == b.val.target).float().mean().item()
         for name, b in (("random", honest), ("label", labelled))

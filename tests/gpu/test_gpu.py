@@ -12,7 +12,7 @@ from tests.helpers import make_trainer, tiny_bundle
 
 pytestmark = pytest.mark.gpu
 METHODS = list(registry.METHODS)
-CALM = {"ogm_ge": {"noise": False}, "pmr": {"subset": 1.0}, "udi": {"q_warmup_epochs": 0}}
+CALM = {"ogm_ge": {"noise": False}, "pmr": {"subset": 1.0}}
 """Options with which a method draws nothing from the generator of its device."""
 
 
@@ -88,7 +88,7 @@ def test_replayed_clips_give_the_same_bytes(optimizer, deterministic):
     assert replayed == plain
 
 
-@pytest.mark.parametrize("options", [{"estimator": "sampled"}, {"q_order": "after"}, {"anchor_view": "cached"}])
+@pytest.mark.parametrize("options", [{"controller": "batch"}, {"information": "as_written"}, {"decoupled": False}])
 def test_replayed_variants_of_udi_give_the_same_bytes(options, deterministic):
     trainers, (replayed, plain) = replayed_and_not(tiny_bundle(2, kind="image"), "udi", options=options)
     assert trainers[0].steps.replayed > 0

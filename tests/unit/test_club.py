@@ -51,22 +51,9 @@ def naive(q: CLUB, x: Tensor, y: Tensor, reduction: str) -> float:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("unit_variance", [False, True])
-def test_full_estimate_is_the_double_loop(reduction: str, unit_variance: bool) -> None:
-    q, x, y = make(reduction=reduction, unit_variance=unit_variance), data(7, 5, "x"), 3 * data(7, 3, "y") + 1
+def test_estimate_is_the_double_loop(reduction: str) -> None:
+    q, x, y = make(reduction=reduction), data(7, 5, "x"), 3 * data(7, 3, "y") + 1
     assert q.bound(x, y).item() == pytest.approx(naive(q, x, y, reduction), rel=1e-10)
-
-
-def test_sampled_estimate_is_the_full_one_in_the_mean_over_permutations() -> None:
-    q, x, y = make(), data(6, 5, "x"), data(6, 3, "y")
-    # the cyclic shifts use every pair (i, j) exactly once
-    shifts = [q.bound(x, y, (torch.arange(6) + k) % 6).item() for k in range(6)]
-    assert shifts[0] == 0.0  # every sample against itself
-    assert sum(shifts) / 6 == pytest.approx(q.bound(x, y).item(), rel=1e-10)
-    drawn = generator(0, "permutations")
-    many = [q.bound(x, y, torch.randperm(6, generator=drawn)).item() for _ in range(4000)]
-    error = torch.tensor(many).std().item() / math.sqrt(len(many))
-    assert abs(sum(many) / len(many) - q.bound(x, y).item()) < 4 * error
 
 
 # MI = -d/2 ln(1 - rho^2) and E[CLUB] = d rho^2 / (1 - rho^2), for d = 4
@@ -127,7 +114,9 @@ def test_the_bound_moves_y_alone_and_fitting_moves_q_alone() -> None:
 
 def test_gradient_in_y_is_that_of_the_definition() -> None:
     """Positives and negatives both carry it: with one variance for all, (mean_i - average mean) / (B D variance)."""
-    q, x, y = make(unit_variance=True), data(9, 5, "x"), data(9, 3, "y").requires_grad_()
+    q, x, y = make(), data(9, 5, "x"), data(9, 3, "y").requires_grad_()
+    for p in q.log_variance.parameters():
+        p.data.zero_()
     (gradient,) = torch.autograd.grad(q.bound(x, y), [y])
     mean = q(x)[0].detach()
     torch.testing.assert_close(gradient, (mean - mean.mean(0)) / mean.numel())
@@ -146,8 +135,7 @@ def test_architecture_is_the_official_one() -> None:
     q = CLUB(7, 4, hidden=512)
     shapes = [tuple(p.shape) for p in q.parameters()]
     assert shapes == 2 * [(256, 7), (256,), (4, 256), (4,)]
-    assert isinstance(q.log_variance[-1], nn.Tanh)  # type: ignore[index]
-    assert len(list(CLUB(7, 4, unit_variance=True).parameters())) == 4
+    assert isinstance(q.log_variance[-1], nn.Tanh)
 
 
 def test_state_survives_a_file_of_plain_values_and_continues_alike() -> None:

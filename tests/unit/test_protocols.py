@@ -38,7 +38,7 @@ THIRDS = {"fps": 1, "n_frames": 3, "pick": "segment"}
 @functools.cache
 def run_of(protocol: str, dataset: str, method: str = "joint") -> RunSpec:
     """The run that is planned, on made-up data under the name and the options of ``dataset``."""
-    preset = resolve_precision(load_protocol(protocol, PROTOCOLS, {}), torch.device("cpu"))
+    preset = resolve_precision(load_protocol(protocol, PROTOCOLS, {}, dataset), torch.device("cpu"))
     data = registry.datasets.get(dataset)
     made = data(data.Options.build(dataset, preset.datasets.get(dataset, {})))
     (job,) = plan({method: registry.methods.get(method)}, made, tiny_bundle(), preset, [0], {}, {})
@@ -177,6 +177,23 @@ TABLE = [
     *row("igm", "kinetics_sounds", "run", epochs=100, batch_size=64),
     *row("igm", "kinetics_sounds", "optimizer", **SGD, lr=1e-2, weight_decay=1e-4),
     *row("igm", "kinetics_sounds", "kinetics_sounds", audio="igm_stft", n_frames=3, pick="first", **OGM_FRAMES),
+    # udi_paper 2
+    *row("udi", "cremad", "run", epochs=100, batch_size=64, fusion="sum", precision="auto", test_each_epoch=True),
+    *row("udi", "cremad", "optimizer", **SGD, lr=1e-2, weight_decay=1e-4),
+    *row("udi", "cremad", "cremad", split="OGM-GE", audio="pmr_299", fps=1, n_frames=2, pick="random"),
+    *row("udi", "kinetics_sounds", "run", epochs=100),
+    *row("udi", "kinetics_sounds", "optimizer", **SGD, lr=1e-2, weight_decay=1e-4),
+    *row("udi", "kinetics_sounds", "kinetics_sounds", fps=1, n_frames=3),
+    *row("udi", "cgmnist", "run", epochs=20, batch_size=64, fusion="sum"),
+    *row("udi", "cgmnist", "optimizer", **SGD, lr=1e-2, weight_decay=1e-4),
+    *row("udi", "cgmnist", "cgmnist", train_size=0, recipe="published"),
+    *row("udi", "ucf101", "run", epochs=100),
+    *row("udi", "ucf101", "optimizer", **SGD, lr=1e-3, weight_decay=1e-4),
+    *row("udi", "ucf101", "ucf101", split="1", n_frames=3),
+    *row("udi", "food101", "optimizer", **SGD, lr=1e-3, weight_decay=1e-4),
+    *row("udi", "food101", "food101", split="titles", text="tokens", length=40),
+    *row("udi", "mosei", "run", epochs=20),
+    *row("udi", "mosei", "optimizer", **SGD, lr=1e-3, weight_decay=1e-4),
 ]
 
 FIRST = [0, 1, 2, 3]
@@ -251,6 +268,7 @@ DROPS = [
     ("small", [12]),
     ("quick", [21]),
     ("features", [42]),
+    ("udi", [70]),  # ours: not stated
 ]
 
 
@@ -398,6 +416,22 @@ def test_options_of_another_dataset_change_no_key(mine):
     run_of.cache_clear()
 
 
+def test_a_run_has_the_settings_of_its_dataset_and_the_command_line_comes_over_them(mine):
+    here = "{digits: {run: {epochs: 3}, optimizer: {lr: 0.5}}, mosi: {run: {epochs: 2}}}"
+    path = str(mine(f"run: {{epochs: 5}}\nrun_on: {here}\n"))
+    found = {d: load_protocol(path, PROTOCOLS, {}, d) for d in ("digits", "mosi", "cgmnist")}
+    assert {d: p.run.epochs for d, p in found.items()} == {"digits": 3, "mosi": 2, "cgmnist": 5}
+    assert found["digits"].optimizer.lr == 0.5
+    assert {p.name for p in found.values()} == {"mine"}  # the preset as it is
+    changed = load_protocol(path, PROTOCOLS, {"run": {"epochs": 7}}, "digits")
+    assert (changed.run.epochs, changed.optimizer.lr, changed.name) == (7, 0.5, "mine+")
+    column = Column("c", "digits", path)
+    assert wanted(Row("r", "joint"), column, "best_val").spec["epochs"] == 3
+    assert wanted(Row("r", "joint", epochs="2x"), column, "best_val").spec["epochs"] == 6
+    run_of.cache_clear()
+    assert run_of(path, "digits").optimizer["lr"] == 0.5
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -427,6 +461,14 @@ def test_options_of_another_dataset_change_no_key(mine):
             "methods_on.digits.ogm of mine.yaml must hold options with values, found 5",
         ),
         ("methods_on: [digits]", "section 'methods_on' of mine.yaml must hold names with values, found ['digits']"),
+        ("run_on: {digit: {run: {epochs: 2}}}", "a dataset in run_on of protocol mine must be one that is here, found"),
+        (
+            "run_on: {digits: {methods: {}}}",
+            "run_on.digits of mine.yaml has no section 'methods'; known: optimizer, run",
+        ),
+        ("run_on: {mosi: {run: {epoch: 2}}}", "run_on.mosi.run has no option 'epoch'; did you mean 'epochs'"),
+        ("run_on: {digits: {optimizer: 5}}", "run_on.digits.optimizer of mine.yaml must hold options with values"),
+        ("run_on: {digits: 5}", "run_on.digits of mine.yaml must hold sections with options, found 5"),
         ("method_on: {digits: {}}", "mine.yaml has no section 'method_on'; did you mean 'methods_on'"),
     ],
 )

@@ -179,8 +179,18 @@ def test_the_published_numbers_are_there():
     assert published("inforeg-paper", "kinetics_sounds")["AGM"] == 66.54
     assert published("pmr-paper", "cgmnist")["PMR (gated)"] == 68.7
     assert published("mmpareto-paper-unconfirmed", "kinetics_sounds")["PMR"] == 65.7
-    assert published("udi-paper", "cremad") == {"UDI": 83.19, "best baseline": 80.82}
-    assert published("udi-paper", "kinetics_sounds") == {"UDI": None}
+    udi = {c.label: (c.accuracy, c.f1, c.sd) for c in CLAIMS if (c.group, c.dataset) == ("udi-paper", "cremad")}
+    assert udi["UDI"] == (82.80, 83.19, 0.45)
+    assert udi["joint (sum)"] == (66.40, 66.82, None)
+    assert published("udi-paper", "cgmnist") == {
+        "gray alone": 99.32,
+        "colour alone": 71.69,
+        "joint (sum)": 64.07,
+        "UDI": 99.12,
+    }
+    assert published("udi-paper-ablation", "cgmnist")["UDI with consistency alone"] == 96.37
+    assert len([c for c in CLAIMS if c.group.startswith("udi-paper")]) == 25 + 9 + 63 + 30 + 13 + 9
+    assert all(c.confidence == "paper" for c in CLAIMS if c.group.startswith("udi-paper"))
 
 
 def test_every_group_names_a_preset_that_exists():

@@ -442,6 +442,28 @@ def test_a_reading_is_assembled_from_every_phase(bundle, monkeypatch):
         assert result["readings"][reading]["test"] == found.scores
 
 
+@pytest.mark.parametrize("keep", ["last", "best_val"])
+def test_of_a_chain_only_the_last_phase_is_read_at_several_epochs(bundle, monkeypatch, keep):
+    """What the last phase was trained on is what it is read with: no composite that never existed is scored."""
+
+    class Chain(Twice):
+        def phase(self, index):
+            return [Phase("all", 3, keep=keep), Phase("rest", 3, trainable=self.granted), None][index]
+
+    trainer = make_trainer(bundle, Chain)
+    scripted(monkeypatch, val=[0.5, 0.9, 0.1, 0.1, 0.8, 0.2])
+    weights = history(trainer)
+    readings = trainer.run()["result"]["readings"]
+    handed = 2 if keep == "last" else 1
+    assert {r: readings[r]["epochs"] for r in readings} == {"last": [handed, 2], "best_val": [handed, 1]}
+    for reading, row in (("last", 5), ("best_val", 4)):
+        trainer.strategy.load_state_dict(weights[row])
+        found = evaluate(trainer.strategy, trainer.loader, "test", ["audio", "visual"], subsets=True)
+        assert readings[reading]["test"] == found.scores
+        kept = trainer.weights()[reading]
+        assert all(torch.equal(value, weights[row][n]) for n, value in kept.items())
+
+
 def test_a_snapshot_holds_what_its_phase_trains(images):
     trainer = make_trainer(images, Twice, epochs=1, batch_size=16)
     trainer.run()
@@ -501,7 +523,7 @@ def test_patience_ends_a_phase(bundle, monkeypatch):
     rows = [(c["phase"], c["epoch"]) for c in result["curves"]]
     assert rows == [("all", e) for e in range(5)] + [("rest", e) for e in range(4)]
     assert [c["lr"] for c in result["curves"]] == [0.05] * 9  # of 8 planned epochs, none is beyond 0.7
-    assert result["readings"]["last"]["epochs"] == [4, 3]
+    assert result["readings"]["last"]["epochs"] == [2, 3]
     assert result["readings"]["best_val"]["epochs"] == [2, 1]
     assert not moved(ends[0], weights[2])
     last = trainer.progress.snapshots[0]["last"]["tensors"]
@@ -562,7 +584,7 @@ def test_a_checkpoint_after_patience_ran_out_trains_no_further(bundle, tmp_path,
     result = make_trainer(bundle, Patient, store=store, epochs=8).run()["result"]
     assert [c["phase"] for c in result["curves"]] == ["all"] * 5 + ["rest"] * 4
     assert calls == {"val": 4}
-    assert result["readings"]["last"]["epochs"] == [4, 3]
+    assert result["readings"]["last"]["epochs"] == [2, 3]
 
 
 def test_a_phase_refuses_a_patience_of_nothing():
