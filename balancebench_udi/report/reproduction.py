@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from balancebench_udi.report.copies import Copy, copies
 from balancebench_udi.report.published import TOLERANCE, Claim
 
 VERDICTS = {
@@ -191,6 +192,9 @@ def markdown(findings: Sequence[Finding]) -> str:
         lines += ["## Judged", "", _line(["numbers", "dataset", "method", "published", "ours", "gap", "verdict"])]
         lines.append("|:--|:--|:--|--:|--:|--:|:--|")
         lines += [_line([f"[{one.claim.group}](#{one.claim.group})", *_row(one)]) for one in judged]
+    if copied := copies([finding.claim for finding in findings]):
+        lines += [*([""] if judged else []), "## Numbers that equal another source's to the last digit", ""]
+        lines += [f"- {_copied(one)}" for one in copied]
     lines += ["", "## How they are judged", "", *_explanation(), "", "## Overview", ""]
     heads = ["numbers", "source", "confidence", "all", *VERDICTS]
     lines += [_line(heads), "|:--|:--|:--|" + "--:|" * (1 + len(VERDICTS))]
@@ -248,6 +252,8 @@ def _section(name: str, findings: Sequence[Finding]) -> list[str]:
     source = f"[{claim.source}]({claim.url})" if claim.url else claim.source
     lines = [f"## {name}", "", f"{source}. Confidence: {claim.confidence}. Read at: {_words(claim.select)}.", ""]
     lines += [f"Protocol: {claim.protocol.rstrip('.')}. {_nearest(claim)}", ""]
+    if claim.remarks:
+        lines += ["What does not fit:", "", *(f"- {remark}" for remark in claim.remarks), ""]
     elsewhere = any(finding.elsewhere for finding in findings)
     heads = [
         "dataset",
@@ -264,6 +270,20 @@ def _section(name: str, findings: Sequence[Finding]) -> list[str]:
         lines.append(_line([*_row(finding), *([others] * elsewhere)]))
     commands = _commands(findings)
     return [*lines, "", "```", *commands, "```"] if commands else lines
+
+
+def _copied(one: Copy) -> str:
+    """What two tables share, and where they do not."""
+
+    def place(method: str, dataset: str, modality: str | None) -> str:
+        return f"{method}{f' ({modality})' if modality else ''} on {dataset}"
+
+    told = f"[{one.second}](#{one.second}) has {one.equal} of {one.common} in common with [{one.first}](#{one.first})."
+    differing = "; ".join(f"{place(*where)} {second:g} there {first:g}" for where, first, second in one.differing)
+    moved = "; ".join(f"{place(*where)} is its number on {dataset}" for where, dataset in one.moved)
+    return " ".join(
+        [told, *([f"Not equal: {differing}."] if differing else []), *([f"Moved: {moved}."] if moved else [])]
+    )
 
 
 def _row(finding: Finding) -> list[str]:
