@@ -187,6 +187,13 @@ def load_table(name: str) -> Table:
 def _check_names(table: Table, where: str) -> None:
     """Refuse a method or a dataset that is neither implemented nor told to be elsewhere."""
     here: dict[str, list[str]] = {"method": registry.methods.names(), "dataset": registry.datasets.names()}
+    for row in table.rows:
+        for name in {*here["dataset"], *(column.dataset for column in table.columns)} & set(row.set):
+            if not isinstance(row.set[name], Mapping):
+                raise UserError(
+                    f"{name} in set of {found(row.name)}, a row of {where}, must hold the options on that dataset, "
+                    f"found {found(row.set[name])}"
+                )
     asked = [("method", row.method, f"{row.name!r}, a row") for row in table.rows]
     asked += [("dataset", column.dataset, f"{column.name!r}, a column") for column in table.columns]
     asked += [

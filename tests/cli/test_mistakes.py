@@ -259,7 +259,7 @@ def test_a_record_under_another_name(cli, tmp_path):
 
 PROTOCOLS = {
     "no YAML": (b"run: {epochs: 1", r"must be YAML, found a mistake"),
-    "no text": (b"\xff\xfe\x00run", r"must be YAML"),
+    "no text": (b"\xff\xfe\x00ru", r"must be YAML"),
     "a list": (b"- run\n- optimizer\n", r"must hold names with values, found \['run'"),
     "unknown section": (b"version: 1\noptimiser: {lr: 1}\n", r"no section 'optimiser'; did you mean 'optimizer'"),
     "unknown option": (b"run: {epoch: 1}\n", r"run has no option 'epoch'; did you mean 'epochs'"),

@@ -131,6 +131,8 @@ rows:
         ("rows:", "values: [{a: 1}]\nrows:", "values of mine.yaml must be a list of texts"),
         ("rows:", "seeds: [0, 1]\nrows:", "seeds of mine.yaml must be whole numbers and ranges such as 0-4"),
         ("quick", "quick, encoders: {gray: {name: [1]}}", "encoder gray of 'D'.* must name one of resnet18"),
+        ("method: joint", "method: ogm, set: {digits: }", "digits in set of 'j', a row of .* must hold the options"),
+        ("method: joint", "method: ogm, set: {cremad: 5}", "cremad in set of 'j', a row of .* found 5"),
         ("name: j", "name: ' '", "name of a row of mine.yaml must be a text, found ' ': write one"),
         ("title: t", "title: t\ntitle: u", "must have every key once, found 'title' in line 1 and in line 2"),
         ("name: j, method: joint", "name: j, method: joint, method: ogm", "must have every key once, found 'method'"),

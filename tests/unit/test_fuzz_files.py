@@ -186,7 +186,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
-@bounded(250)
+@bounded(200)
 @given(data=files(PROTOCOL))
 def test_protocols(folder, data):
     path = folder / "mine.yaml"
@@ -346,7 +346,7 @@ def tables(draw):
     return draw(damaged(text.getvalue().encode("utf-8", "surrogatepass")))
 
 
-@bounded(300)
+@bounded(250)
 @given(data=tables())
 def test_lists_of_samples(source, data):
     read(source, yaml.safe_dump(DECLARATION).encode(), data)
@@ -366,7 +366,7 @@ CONCRETE = {owner: cls if issubclass(cls, Options) else cls.Options for owner, c
 FIELDS = [(owner, f.name) for owner, cls in CONCRETE.items() for f in dataclasses.fields(cls)]
 
 
-@bounded(1500)
+@bounded(1200)
 @given(place=st.sampled_from(FIELDS), value=VALUES | st.lists(NUMBERS | WORDS, max_size=4))
 def test_options(place, value):
     owner, name = place
