@@ -18,14 +18,17 @@ test: $(VENV)/.ready lint
 # The tables, figures and pages of results/ again, five seeds each: what is missing is trained first, two runs at once,
 # for hours on two CPU cores. DATA is the folder with mnist/, fsdd/, cmu_mosi_utterance/, utd_mhad/ and handwritten_6views/.
 results: $(VENV)/.ready
-	$(BIN)/python benchmarks/tables.py udi-main,udi-ablation,udi-weights,udi-anchor,udi-budget,udi-estimator,encoders,ogm,agm,mmpareto,pmr,fusion,udi-ensemble,balance,cost --run --jobs 2 --data-root "$(DATA)"
+	$(BIN)/python benchmarks/tables.py udi-main,udi-ablation,udi-weights,udi-anchor,udi-budget,udi-estimator,udi-choices,encoders,ogm,agm,mmpareto,pmr,fusion,udi-ensemble,balance,cost --run --jobs 2 --data-root "$(DATA)"
 	$(BIN)/python benchmarks/tables.py balancebenchmark,pmr-paper
-	for pair in cgmnist:small avdigits:small utd_mhad:features synthetic:features; do \
+	$(BIN)/python benchmarks/run.py --methods all --dataset cgmnist --protocol small --set cgmnist.recipe=first \
+	  --name cgmnist-small --seeds 0-4 --jobs 2 --data-root "$(DATA)"
+	for pair in avdigits:small utd_mhad:features synthetic:features; do \
 	  $(BIN)/python benchmarks/run.py --methods all --dataset $${pair%:*} --protocol $${pair#*:} --seeds 0-4 --jobs 2 \
 	    --data-root "$(DATA)" || exit; done
 	$(BIN)/python benchmarks/run.py --methods all --dataset mosi --protocol features --set mosi.val_from=test \
 	  --set mosi.val_share=0.3 --name mosi-features --seeds 0-4 --jobs 2 --data-root "$(DATA)"
-	$(BIN)/python benchmarks/embedding.py --dataset cgmnist --protocol small --modality colour --data-root "$(DATA)" \
+	$(BIN)/python benchmarks/embedding.py --dataset cgmnist --protocol small --set cgmnist.recipe=first --name cgmnist-small \
+	  --modality colour --data-root "$(DATA)" \
 	  --panel "with complementarity: udi weights=static alpha_con=0.5 alpha_com=0.5" \
 	  --panel "without complementarity: udi weights=static alpha_con=0.5 alpha_com=0"
 	$(BIN)/python benchmarks/reproduction.py
@@ -33,14 +36,15 @@ results: $(VENV)/.ready
 
 # Longer training, three seeds (protocol laptop), and what a choice of the protocol changes: about two hours more.
 results-laptop: $(VENV)/.ready
-	for dataset in cgmnist avdigits; do \
-	  $(BIN)/python benchmarks/run.py --methods all --dataset $$dataset --protocol laptop --data-root "$(DATA)" || exit; done
+	$(BIN)/python benchmarks/run.py --methods all --dataset cgmnist --protocol laptop --set cgmnist.recipe=first \
+	  --name cgmnist-laptop --data-root "$(DATA)"
+	$(BIN)/python benchmarks/run.py --methods all --dataset avdigits --protocol laptop --data-root "$(DATA)"
 	$(BIN)/python benchmarks/run.py --methods unimodal,ensemble,udi --dataset cgmnist --protocol laptop \
-	  --set cgmnist.val_colour=label --name cgmnist-laptop-val_colour-label --data-root "$(DATA)"
+	  --set cgmnist.recipe=first --set cgmnist.val_colour=label --name cgmnist-laptop-val_colour-label --data-root "$(DATA)"
 	$(BIN)/python benchmarks/run.py --methods joint,udi --dataset cgmnist --protocol laptop --precision fp32 \
-	  --name cgmnist-laptop-fp32 --data-root "$(DATA)"
+	  --set cgmnist.recipe=first --name cgmnist-laptop-fp32 --data-root "$(DATA)"
 	$(BIN)/python benchmarks/run.py --methods agm --dataset cgmnist --protocol laptop --set agm.alpha=1.5 \
-	  --name cgmnist-laptop-agm-alpha-1.5 --data-root "$(DATA)"
+	  --set cgmnist.recipe=first --name cgmnist-laptop-agm-alpha-1.5 --data-root "$(DATA)"
 	$(BIN)/python benchmarks/run.py --methods all --dataset mosi --protocol quick --set mosi.val_from=test \
 	  --set mosi.val_share=0.3 --name mosi-quick-val_from-test --data-root "$(DATA)"
 

@@ -351,6 +351,9 @@ def _notes(
     if any("ece" in record["result"]["readings"][select]["test"] for record in everything):
         meanings += NEWER
     machines = f"Trained on {'; '.join(sorted(_machines(everything)))}."
+    versions = {method: group[0]["spec"]["method_version"] for method, group in runs.items()}
+    if later := [f"{method} {version}" for method, version in versions.items() if version != 1]:
+        machines += f" Versions of methods, where not 1: {', '.join(later)}."
     if reference is None:
         return (
             *meanings,
