@@ -184,9 +184,11 @@ def check_jobs(count: int | None) -> None:
     Raises:
         UserError: that is so.
     """
+    if count is not None and count < 1:
+        raise UserError(f"--jobs must be at least 1, found {count}")
     most = max(16, 2 * (os.cpu_count() or 1))
-    if count is not None and not 1 <= count <= most:
-        raise UserError(f"--jobs must be at least 1 and at most {most} on this machine, found {count}")
+    if count is not None and count > most:
+        raise UserError(f"--jobs must be at most {most} on this machine, found {count}")
 
 
 def parse_settings(texts: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, str]]:
