@@ -9,11 +9,13 @@ The page is a single HTML file that needs no network: it can be sent to a collea
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +85,17 @@ def run(given: argparse.Namespace) -> int:
         raise UserError(f"the page must be an .html file, found {str(path)!r}: name one with --to")
     facts = method_facts()
     usual = {name: one.defaults for name, one in facts.items()}
-    groups, lacking = collect(records(store, given.dataset), given.select, usual, protocol_options)
+    former: Counter[str] = Counter()
+    found = present(records(store, given.dataset), former)
+    groups, lacking = collect(found, given.select, usual, protocol_options)
     if not groups:
         raise UserError(
             f"the page needs runs that were evaluated for {given.select}, found none in {store.root}: "
             "train with benchmarks/run.py, or name another --out or --select"
         )
     runs = sum(len(group.runs) for group in groups)
+    for name, count in sorted(former.items()):
+        print(f"left out: {count} runs of {name}, a former version")
     print(f"{runs} runs in {len(groups)} groups; figures for {min(given.figures, len(groups))} of them")
     text = page(
         groups,
@@ -171,6 +177,20 @@ def records(store: Store, datasets: str | None) -> Iterator[Mapping[str, Any]]:
         if name not in known:
             raise UserError(f"{store.root} has no record of a dataset called {name!r}{near_misses(name, known)}")
         yield from store.records(name)
+
+
+def present(found: Iterable[Mapping[str, Any]], former: Counter[str]) -> Iterator[Mapping[str, Any]]:
+    """The records of methods as they are now, or that are not here; those of former versions are counted."""
+    versions: dict[str, int] = {}
+    for name in registry.methods.names():
+        with contextlib.suppress(UserError):  # a broken file breaks only itself
+            versions[name] = registry.methods.get(name).version
+    for record in found:
+        spec = record["spec"]
+        if versions.get(spec["method"]) in (None, spec["method_version"]):
+            yield record
+        else:
+            former[f"{spec['method']} {spec['method_version']}"] += 1
 
 
 def protocol_options(spec: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:

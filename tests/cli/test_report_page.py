@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,9 @@ SPEC: dict[str, Any] = {
 
 def stored(root: Path, method: str, seed: int, right: int, **changes: Any) -> Path:
     """Write a record in which the first ``right`` of 40 test samples are right."""
-    spec = RunSpec(**{**copy.deepcopy(SPEC), "method": method, "seed": seed, **changes})
+    version = registry.methods.get(method).version if method in registry.methods.names() else 1
+    given = {"method": method, "method_version": version, "seed": seed, **changes}
+    spec = RunSpec(**{**copy.deepcopy(SPEC), **given})
     target = torch.arange(40) % 2
     prediction = torch.where(torch.arange(40) < right, target, 1 - target)
     score = right / 40
@@ -289,3 +292,14 @@ def test_a_map_that_cannot_be_shown_is_a_caveat(kind: str, out: Path, call: Call
     assert "No figure “Features of a modality, by t-SNE”: " in page
     said = {"absent": "it needs networks", "other": "is of other runs"}.get(kind, "cannot be read")
     assert said in page
+
+
+def test_runs_of_a_former_version_are_left_out_and_counted() -> None:
+    def record(method: str, version: int) -> dict[str, Any]:
+        return {"spec": {"method": method, "method_version": version}}
+
+    joint, udi = registry.methods.get("joint").version, registry.methods.get("udi").version
+    given = [record("joint", joint), record("udi", udi), record("udi", udi - 1), record("theirs", 7)]
+    former: Counter[str] = Counter()
+    assert list(report.present(given, former)) == [given[0], given[1], given[3]]
+    assert former == {f"udi {udi - 1}": 1}
