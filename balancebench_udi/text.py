@@ -14,6 +14,8 @@ _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 """The beginning of a cell that a spreadsheet would calculate, after any apostrophes."""
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
+"""What a spreadsheet takes for a number: it calculates nothing."""
 FOUND = 100
 """Characters of a value that a sentence shows."""
 
@@ -58,9 +60,10 @@ def found(value: Any, most: int = FOUND) -> str:
 def guard_cell(text: str) -> str:
     """A text cell that no spreadsheet calculates: an apostrophe before ``=``, ``+``, ``-``, ``@``, tab and CR.
 
-    Where apostrophes already stand before one of these, one more is put, so that :func:`unguard_cell` is exact.
+    Numbers such as ``-1.5`` stay. Where apostrophes already stand before one of these, one more is put, so that
+    :func:`unguard_cell` is exact.
     """
-    return f"'{text}" if _FORMULA.match(text) else text
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
 def unguard_cell(text: str) -> str:

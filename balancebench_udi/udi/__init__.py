@@ -142,7 +142,7 @@ class UDI(BranchStrategy):
         self.register_buffer("alpha", torch.zeros(count, len(TERMS)))  # a row a modality
         self.aux_q = Estimators(self.options, self.model.feature_sizes, task.generator.initial_seed(), task.device)
         self._cached: tuple[str, Read] | None = None  # not saved: it follows from the guides' weights
-        self._first = True  # whether the next step is the first one of an epoch
+        self._first = False  # whether the controller acts in the next step, and not in those after it
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -233,7 +233,7 @@ class UDI(BranchStrategy):
             self._cached = phase.name, self._read_clean(phase)
 
     def begin_epoch(self) -> None:
-        self._first = True
+        self._first = self.options.weights == "dynamic" and self.options.controller == "epoch"
 
     def end_phase(self) -> None:
         """Note what validation says of a branch trained alone."""
@@ -248,10 +248,10 @@ class UDI(BranchStrategy):
     @property
     def controls(self) -> bool:
         """Whether the controller acts in the next step."""
-        return self.options.weights == "dynamic" and (self._first or self.options.controller == "batch")
+        return self._first or (self.options.weights, self.options.controller) == ("dynamic", "batch")
 
     def replay_key(self) -> Hashable | None:
-        return (isinstance(self.task.phase, Follow) and self.controls,)
+        return None if self._first and isinstance(self.task.phase, Follow) else ()
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """A branch alone, the classifier: cross-entropy. A follower: fit q, the controller, the three terms."""

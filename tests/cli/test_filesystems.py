@@ -13,7 +13,7 @@ from calls import content
 
 import registry
 from balancebench_udi import files, runner
-from balancebench_udi.data.pack import _alone
+from balancebench_udi.data.pack.preparation import _alone
 from balancebench_udi.errors import UserError
 from balancebench_udi.store import Store, check_record
 from tests.helpers import make_trainer, tiny_bundle

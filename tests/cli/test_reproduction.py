@@ -58,7 +58,9 @@ def test_without_records_the_page_has_the_numbers_and_the_commands(call: Callabl
     page = (tmp_path / PAGE).read_text()
     assert row(page, "cremad", "OGM-GE (sum), 1 frame", "ogm-paper")[2:6] == ["62.2", "-", "-", "no data here"]
     assert row(page, "cremad", "G2D", "g2d-paper")[5] == "method not here"
-    assert row(page, "ucf101", "UDI, 0.57 over its best baseline", "udi-paper")[2:6] == ["-", "-", "-", "no number"]
+    label = "Data Remixing, 6.5 over its baseline"
+    assert row(page, "cremad", label, "remixing-paper")[2:6] == ["-", "-", "-", "no number"]
+    assert row(page, "cremad", "UDI, F1 83.19", "udi-paper")[2:6] == ["82.8 ± 0.45", "-", "-", "no data here"]
     assert not re.search(r"/work|/tmp|DESIGN|issue 4|section \d", page + PUBLISHED.read_text())
 
 
@@ -100,7 +102,7 @@ def test_records_under_the_claimed_protocol_are_judged(call: Callable[..., Calle
         record(tmp_path, found("UDI", "cgmnist", "udi-paper"), "small", seed, 0.95)
         record(tmp_path, found("PMR (gated)", "cgmnist", "pmr-paper"), "small", seed, 0.55)
     done = call("--out", tmp_path)
-    assert "1 reproduced, 1 not reproduced, 2 other protocol" in done.out
+    assert "1 reproduced, 1 not reproduced, 3 other protocol" in done.out
     page = (tmp_path / PAGE).read_text()
     ours = "62.00 ± 1.41 (2 seeds, best_val) bf16"
     assert row(page, "cgmnist", "joint (FiLM)", "pmr-paper")[2:] == ["60", ours, "+2.00", "reproduced", "-"]
@@ -153,7 +155,7 @@ def test_every_command_is_one(call: Callable[..., Called], tmp_path: Path) -> No
         given = parser_of_run().parse_args(shlex.split(command))
         names = registry.methods.match(given.methods.split(","))
         settings = parse_settings(given.set, [*names, given.dataset])
-        protocol = load_protocol(given.protocol, PROTOCOLS, run_overrides(given, settings))
+        protocol = load_protocol(given.protocol, PROTOCOLS, run_overrides(given, settings), given.dataset)
         assert protocol.run.test_each_epoch or given.select != "best_test", command
         data = registry.datasets.get(given.dataset)
         data.Options.build(
@@ -162,7 +164,8 @@ def test_every_command_is_one(call: Callable[..., Called], tmp_path: Path) -> No
         for name in names:
             method = registry.methods.get(name)
             options = method.Options.build(name, {**protocol.methods.get(name, {}), **settings.get(name, {})})
-            method.check(options, ["one", "two"], FUSIONS[protocol.run.fusion].additive)
+            named = getattr(options, "anchor", "auto")
+            method.check(options, ["one" if named == "auto" else named, "two"], FUSIONS[protocol.run.fusion].additive)
 
 
 def test_the_committed_page_is_what_the_records_give(call: Callable[..., Called]) -> None:

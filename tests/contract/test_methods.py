@@ -106,9 +106,9 @@ def test_what_a_step_changes_are_tensors_where_steps_may_be_replayed(name, count
     original, replayable = trainer.strategy.step, []
 
     def step(batch):
-        before = plain_values(trainer.strategy)
+        before, key = plain_values(trainer.strategy), trainer.strategy.replay_key()
         logs = original(batch)
-        if trainer.strategy.replay_key() is not None:
+        if key is not None:
             replayable.append(plain_values(trainer.strategy) == before)
         return logs
 

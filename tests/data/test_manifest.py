@@ -23,7 +23,7 @@ from balancebench_udi.data.loader import Loader
 from balancebench_udi.data.manifest import Manifest, hold_out, read_source
 from balancebench_udi.data.media import as_candidates, read_pictures, read_sound, read_video
 from balancebench_udi.data.pack import prepare
-from balancebench_udi.data.pack.format import VERIFIED
+from balancebench_udi.data.pack.format import VERIFIED, manifest_text
 from balancebench_udi.data.sound import SPECTROGRAMS
 from balancebench_udi.data.text import VOCABULARY, tokens
 from balancebench_udi.errors import UserError
@@ -600,7 +600,7 @@ def test_a_pack_of_a_preset_that_is_gone(everything, tmp_path):
     folder = prepared(everything, tmp_path).folder
     written = (folder / "manifest.json").read_text()
     old = written.replace('"pmr_299"', '"pmr_16k"').replace(f'"version": {Manifest.version}', '"version": 2')
-    (folder / "manifest.json").write_text(old)
+    (folder / "manifest.json").write_text(manifest_text(json.loads(old)))
     with pytest.raises(UserError, match="of version 3 of dataset manifest, found 2; remove it and prepare again"):
         Manifest(ManifestOptions(name=folder.name)).load(tmp_path)
 

@@ -14,6 +14,7 @@ import torch
 from balancebench_udi.data.loader import Loader
 from balancebench_udi.data.mosei import CLASSES, MOSEI, MOSISequences, pool, read_pickle
 from balancebench_udi.data.pack import prepare
+from balancebench_udi.data.pack.tables import read_table
 from balancebench_udi.errors import UserError
 from balancebench_udi.nets.encoders import encoder_options
 from tests.helpers import train
@@ -297,7 +298,7 @@ def test_bad_scores_and_repeated_names_are_problems(tmp_path):
 
 def test_index_names_videos_and_scores(tables, made, tmp_path):
     build(write(tmp_path / "s", tables), tmp_path / "r")
-    index = pd.read_csv(next((tmp_path / "r").glob("packed/mosei/*/index.csv")), dtype=str)
+    index = read_table(next((tmp_path / "r").glob("packed/mosei/*/index.csv")))
     row = index[index["id"] == "val-00003-vid_valid1[3]_3.5_4.25"].iloc[0]
     assert row["file"] == "val"
     assert row["video"] == "vid_valid1"
@@ -318,7 +319,7 @@ def test_mmsa(tmp_path, file):
         assert bundle.split(part).target.tolist() == [int(s >= 0) for s in tables[key]["regression_labels"]]
         for m in KEYS:
             assert close(bundle, part, m, expected(tables, key, m, 50))
-    index = pd.read_csv(next((tmp_path / "r").glob("packed/mosei/*/index.csv")), dtype=str)
+    index = read_table(next((tmp_path / "r").glob("packed/mosei/*/index.csv")))
     assert index.loc[index["id"] == "test-00005--vid_test2$_$5", "video"].tolist() == ["-vid_test2"]
 
 

@@ -8,7 +8,7 @@ import registry
 from balancebench_udi.config import MOST_ITEMS, WHOLE, Options
 from balancebench_udi.data.manifest import read_source
 from balancebench_udi.errors import UserError
-from balancebench_udi.protocol import MOST_EPOCHS, RunOptions, load_protocol
+from balancebench_udi.protocol import MOST, RunOptions, load_protocol
 from balancebench_udi.report.comparison import compare
 from balancebench_udi.spec import Optimizer
 from benchmarks import table_specs
@@ -28,7 +28,7 @@ PROTOCOL = {
     "list for a fusion": ("run: {fusion: [a]}", r"run.fusion must be a text, found \['a'\]"),
     "nothing for a fusion": ("run: {fusion: }", "run.fusion must be a text, found None"),
     "true for a fusion": ("run: {fusion: true}", "run.fusion must be a text, found True"),
-    "epochs for ever": ("run: {epochs: 10000000}", f"run.epochs must be <= {MOST_EPOCHS}"),
+    "epochs for ever": ("run: {epochs: 10000000}", f"run.epochs must be <= {MOST}"),
     "published number": (
         "published: {digits: [5]}",
         "a published row in published.digits of .* must have label, .* found 5",
@@ -150,7 +150,7 @@ def test_a_multiple_that_is_too_much_is_told(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(TABLE.replace("joint", f"joint, epochs: {'9' * 100}x"))
     table = table_specs.load_table(str(path))
-    with pytest.raises(UserError, match=rf"run\.epochs must be <= {MOST_EPOCHS}"):
+    with pytest.raises(UserError, match=rf"run\.epochs must be <= {MOST}"):
         table_specs.wanted(table.rows[0], table.columns[0], "best_val")
 
 

@@ -107,7 +107,7 @@ def test_a_comparison(name):
         assert harmless(text)
     lines = rendering.markdown(made).splitlines()
     rows = [line for line in lines if line.startswith("|")]
-    assert len(rows) == 4
+    assert len(rows) == 6  # two methods, majority class and chance
     assert len({len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) for row in rows}) == 1  # no name ends a cell
     assert not any(re.search(r"<(?!br)|(?<!\\)`", line) for line in lines)
     again = unguard_frame(pd.read_csv(io.StringIO(rendering.csv(made)), keep_default_na=False))
