@@ -34,8 +34,11 @@ from balancebench_udi.protocol import Protocol
 from balancebench_udi.spec import RunSpec
 from balancebench_udi.store import Store, sealed
 from balancebench_udi.strategy import Batch, Strategy
+from balancebench_udi.text import shortened
 from balancebench_udi.trainer import Trainer, Watch, give_back_memory
 
+LONGEST = 300
+"""Characters of what a broken run says in one line."""
 PROBE_SECONDS = 2.0
 """Time after which no further step is taken to tell how long a step takes."""
 
@@ -227,7 +230,7 @@ def run_all(
         say: prints a line.
         bar: counts training steps; None draws one.
         watch: called with the specification of a run when it starts; what it returns gets the curves as they grow.
-        verified: another process has checked the stored data in full, this one need not.
+        verified: another process has checked the stored data in full, and said what the file system lacks.
 
     Raises:
         UserError: damaged data, before anything is trained; results cannot be written, what is finished is kept.
@@ -239,7 +242,7 @@ def run_all(
     for job in missing if not verified else ():
         job.bundle.verify()  # the first time in full
     if missing:
-        store.prepare(say)  # before the bar is drawn
+        store.prepare((lambda line: None) if verified else say)  # before the bar is drawn
         _commit()  # of the code that runs, whatever happens to the files meanwhile
     with contextlib.ExitStack() as stack:
         bar = bar if bar is not None else stack.enter_context(step_bar(missing))
@@ -293,7 +296,7 @@ def _run(
     except Exception as error:  # one broken run must not take the sweep with it
         path = store.write_failure(job.spec, traceback.format_exc())
         bar.update(before + job.steps - bar.n)
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (traceback in {path})"
+        return f"{type(error).__name__}: {shortened(str(error).partition(chr(10))[0], LONGEST)} (traceback in {path})"
     bar.update(before + job.steps - bar.n)
     if store.weights:
         store.save_weights(job.spec, trainer.weights())

@@ -40,6 +40,8 @@ FORMAT = 2
 """Of the records that are written: from 2 on they hold a checksum of everything in them, ``sha256``."""
 STATE = b"\nbalancebench state 1 "
 """What comes between a checkpoint or a stage and its checksum."""
+SUMS = "SHA256SUMS"
+"""List of checksums that may lie in the folder of the records."""
 AGAIN = "delete it to train again"
 
 
@@ -279,6 +281,23 @@ def check_record(path: Path) -> None:
     seal = record.pop("sha256", None)
     if record["format"] > 1 and seal != _sha256(record):
         raise UserError(f"{path} must be as it was recorded, found another cost, machine or data: {AGAIN}")
+
+
+def listed_sums(records: Path) -> dict[Path, str]:
+    """File -> SHA-256 of the records that ``SHA256SUMS`` in their folder lists, as ``sha256sum`` writes it.
+
+    Those of format 1 have no checksum of everything in them.
+
+    Raises:
+        UserError: the list is damaged.
+    """
+    path = records / SUMS
+    try:
+        lines = path.read_text().splitlines() if path.exists() else []
+        pairs = [line.split("  ", 1) for line in lines]
+        return {records / name: digest for digest, name in pairs}
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{path} must be a list as sha256sum writes it, found: {error}; restore it") from None
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:

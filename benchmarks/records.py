@@ -12,8 +12,9 @@ The columns are those of balancebench_udi.report.tidy. Only existing records are
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,7 +34,7 @@ from balancebench_udi import cleaning
 from balancebench_udi.errors import UserError, near_misses
 from balancebench_udi.report.comparison import RULES
 from balancebench_udi.report.tidy import SAMPLE, frame, samples, trained_alone
-from balancebench_udi.store import Store, check_record, read_record
+from balancebench_udi.store import SUMS, Store, check_record, listed_sums, read_record
 from balancebench_udi.text import guard_frame
 from benchmarks.command import ALONE, Parser, default_out, guarded, short, words
 
@@ -76,7 +77,8 @@ def run(given: argparse.Namespace) -> int:
     if given.to is not None:
         check_format(given.to)
     paths = record_paths(store, given.dataset, given.method)
-    if given.check and not check(paths):
+    whole = given.dataset is None and given.method is None
+    if given.check and not check(paths, listed_sums(store.root / "records"), whole):
         return 2
     if given.to is None:
         return 0
@@ -108,12 +110,20 @@ def run(given: argparse.Namespace) -> int:
     return 0
 
 
-def check(paths: Sequence[Path]) -> bool:
-    """Whether every record is as it was written; says which ones are not."""
-    damaged = []
+def check(paths: Sequence[Path], sums: Mapping[Path, str], whole: bool) -> bool:
+    """Whether every record is as it was written; says which ones are not.
+
+    Args:
+        sums: file -> SHA-256 of those that are listed.
+        whole: ``paths`` are all records, so that none that is listed may lack.
+    """
+    lacking = sorted(set(sums) - set(paths)) if whole else []
+    damaged = [f"error: {path} must be there as {SUMS} lists it, found no such file: restore it" for path in lacking]
     for path in tqdm(paths, unit="record", delay=1.0):
         try:
             check_record(path)
+            if path in sums and hashlib.sha256(path.read_bytes()).hexdigest() != sums[path]:
+                raise UserError(f"{path} must have the checksum that {SUMS} lists, found another: restore it")
         except UserError as error:
             damaged.append(f"error: {error}")
     if damaged:

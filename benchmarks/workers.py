@@ -80,6 +80,8 @@ def run_side_by_side(plan: Plan, given: Any, count: int, jobs: Sequence[Job], st
     missing = [number for number, job in enumerate(jobs) if not store.done(job.spec)]
     for number in missing:
         jobs[number].bundle.verify()  # here, once for all workers
+    if missing:
+        store.prepare()
     count = min(count, len(missing))
     threads = max(1, torch.get_num_threads() // max(1, count))
     context = multiprocessing.get_context("spawn")

@@ -14,7 +14,17 @@ from calls import ROOT, Called
 
 from balancebench_udi.errors import UserError
 from balancebench_udi.spec import keys_of
-from balancebench_udi.store import Store, _sha256, check_record, load_state, read_record, save_state, sealed
+from balancebench_udi.store import (
+    SUMS,
+    Store,
+    _sha256,
+    check_record,
+    listed_sums,
+    load_state,
+    read_record,
+    save_state,
+    sealed,
+)
 from benchmarks import embedding, records
 from tests.helpers import make_spec, make_trainer, tiny_bundle
 
@@ -392,3 +402,30 @@ def test_a_file_in_place_of_a_folder_is_refused_before_training(tmp_path, bundle
         Store(tmp_path).claim(make_spec(bundle, "joint")),
     ):
         pass
+
+
+@pytest.mark.parametrize(("where", "value"), [*REST, (("data", "classes"), ["a", "b"])], ids=str)
+def test_a_list_of_checksums_covers_what_records_of_before_do_not(tmp_path, call, where, value):
+    """Records of format 1 have a checksum of the result alone: ``SHA256SUMS`` beside them stands for the rest."""
+    source = min(COMMITTED.glob("*.json"))
+    path = tmp_path / "records" / "mosi" / "joint" / source.name
+    path.parent.mkdir(parents=True)
+    shutil.copy(source, path)
+    assert json.loads(path.read_text())["format"] == 1
+    line = next(one for one in (COMMITTED.parents[1] / SUMS).read_text().splitlines() if one.endswith(source.name))
+    (tmp_path / "records" / SUMS).write_text(f"{line}\n")
+    assert call("--check").code == 0
+    edit(path, *where, value=value)
+    called = call("--check")
+    assert called.code == 2
+    assert f"error: {path} must " in called.err
+    path.unlink()
+    (path.parent / "000000000000.json").write_text("{}")
+    assert f"error: {path} must be there as {SUMS} lists it, found no such file" in call("--check").err
+
+
+def test_every_committed_record_of_before_is_listed():
+    listed = listed_sums(ROOT / "results" / "records")
+    old = [path for path in Store(ROOT / "results").record_paths() if read_record(path)["format"] == 1]
+    assert set(old) <= set(listed)
+    assert all(path.exists() for path in listed)
