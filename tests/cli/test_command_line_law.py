@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from balancebench_udi.config import Options, option
@@ -74,6 +74,9 @@ def somewhere(tmp_path_factory):
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@example(words=["--seeds=--"])
+@example(words=["--set=--"])
+@example(words=["--data-root", "~nobody-here/x"])
 @given(words=flags())
 def test_a_command_line_is_right_or_refused_in_one_sentence(somewhere, words):
     with pytest.MonkeyPatch.context() as patched:
