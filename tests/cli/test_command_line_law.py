@@ -73,7 +73,7 @@ def somewhere(tmp_path_factory):
     return tmp_path_factory.mktemp("somewhere")
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @example(words=["--seeds=--"])
 @example(words=["--set=--"])
 @example(words=["--data-root", "~nobody-here/x"])

@@ -114,7 +114,7 @@ def damaged(content, changes):
 def test_a_reader_works_or_says_one_sentence(tmp_path, valid, name):
     suffixes = [suffix for suffix, _ in valid[name]]
 
-    @settings(max_examples=150, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
     @given(file=st.sampled_from(valid[name]), other=st.none() | st.sampled_from(suffixes), changes=CHANGES)
     def check(file, other, changes):
         suffix, content = file

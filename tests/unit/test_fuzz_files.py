@@ -37,7 +37,7 @@ BY_HAND = "FUZZ_RANDOM" in os.environ
 def bounded(examples):
     """Settings of a test: the same examples every time, unless by hand."""
     return settings(
-        max_examples=int(os.environ.get("FUZZ_EXAMPLES", examples)),
+        max_examples=int(os.environ.get("FUZZ_EXAMPLES", examples // 2)),
         derandomize=not BY_HAND,
         deadline=None,
         database=None,

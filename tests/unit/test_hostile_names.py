@@ -174,10 +174,10 @@ def test_the_first_cell_of_a_row_is_no_option_of_the_line_above(first):
 
 
 def test_the_table_of_records_is_guarded_and_parquet_is_not():
-    table = pd.DataFrame({"sample": ["=1", "-2", "a"], "score": [-1.0, 2.0, 3.0]})
+    table = pd.DataFrame({"sample": ["=1", "-b", "a"], "score": [-1.0, 2.0, 3.0]})
     csv, parquet = io.BytesIO(), io.BytesIO()
     assert save([table, table], csv, ".csv") == save([table, table], parquet, ".parquet") == 6
     lines = csv.getvalue().decode().splitlines()
-    assert lines[:3] == ["sample,score", "'=1,-1.0", "'-2,2.0"]
+    assert lines[:3] == ["sample,score", "'=1,-1.0", "'-b,2.0"]
     assert lines[4] == "'=1,-1.0"
-    assert pd.read_parquet(io.BytesIO(parquet.getvalue()))["sample"].tolist() == ["=1", "-2", "a"] * 2
+    assert pd.read_parquet(io.BytesIO(parquet.getvalue()))["sample"].tolist() == ["=1", "-b", "a"] * 2
