@@ -91,8 +91,8 @@ class UDI(BranchStrategy):
     the means. A term whose static weight is 0 is neither computed nor logged.
 
     Cost in passes of one encoder: step 1, 1 forward + 1 backward each; a follower, 1 forward + 1 backward and 1 forward
-    of every guide, once a phase where the guides' data are not augmented; the controller 3 backward of the follower in
-    one batch an epoch (in every batch with ``controller=batch``), counted as one of the batch's.
+    of every guide, once a phase where the guides' data are not augmented; the controller another 3 backward of the
+    follower in one batch an epoch (in every batch with ``controller=batch``).
 
     Raises:
         UserError: options out of their bounds; an ``anchor`` that is no modality of the dataset; ``fusion=classifier``
@@ -271,7 +271,7 @@ class UDI(BranchStrategy):
             every = self.model.encode(batch.inputs)
             read = Read(every, self.alone(every))
             (anchor,) = phase.guides
-            guides = Read({anchor: every[anchor].detach()}, {anchor: read.logits[anchor].detach()})
+            guides = Read({anchor: every[anchor]}, {anchor: read.logits[anchor].detach()})
             fused = self._together(read)
             classification = F.cross_entropy(fused, batch.target)
         total, logs = classification, {"loss/classification": classification.detach()}

@@ -9,7 +9,7 @@ after the bound; q not renewed for a follower; q's Adam left out of checkpoints;
 encoder replaced, so that the optimiser held the old one; followers in the order of fusion; a second follower guided by
 the anchor alone; JS to the mean of the guides' own predictions; the sum of the bounds over guides; cached rows of other
 samples; the cache counted again after a resume, or never; the classifier read out before it is trained, or trained
-with the branches; in joint training the guide's logits and features not detached.
+with the branches; in joint training the guide's logits not detached.
 """
 
 from __future__ import annotations
@@ -759,10 +759,10 @@ def test_the_classifier_changes_nothing_before_its_phase() -> None:
 
 
 def test_cost_in_passes() -> None:
-    """36 samples, 2 epochs: alone 2 x 36 each; a follower 2 x 36, and 2 x 36 of its guide."""
+    """36 samples, 2 epochs: alone 2 x 36 each; a follower 2 x 36, its guide 2 x 36; controller 3 x 12 an epoch."""
     result, _ = train(live(small()), "udi", brief(anchor="audio"), **BRIEF)
     assert result["passes"]["forward"] == {"audio": 72 + 72, "visual": 72 + 72}
-    assert result["passes"]["backward"]["audio"] == 72
+    assert result["passes"]["backward"] == {"audio": 72, "visual": 72 + 72 + 2 * 12 * 3}
     result, _ = train(small(), "udi", brief(anchor="audio", weights="static", alpha_con=0, alpha_com=0), **BRIEF)
     assert result["passes"]["forward"] == {"audio": 72, "visual": 144}
     assert result["passes"]["backward"] == {"audio": 72, "visual": 144}
